@@ -1,0 +1,1 @@
+"""Distributions that torch and Pyro lack or get wrong."""
