@@ -1,0 +1,74 @@
+"""What every objective is: a ``pyro.infer.ELBO`` made of log-weights."""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import pyro.infer
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_models.errors import OptionError
+from pyro_models.infer.weights import LogWeights, Program, log_weights
+
+
+class Estimate(NamedTuple):
+    """One stochastic estimate of an objective, in nats for the whole data set."""
+
+    bound: Float[Tensor, ""]
+    """Estimate of the bound itself, detached; higher is better."""
+    surrogate: Float[Tensor, ""]
+    """Its gradient estimates the gradient of the bound; its value means nothing."""
+
+
+class Objective(pyro.infer.ELBO):
+    """Abstract parent of the objectives; a subclass says how log-weights become an estimate.
+
+    Each is a ``pyro.infer.ELBO``, so stock ``pyro.infer.SVI`` takes it. Unlike stock Pyro's, an
+    objective keeps nothing about the programs it has seen: one instance serves any number of pairs.
+
+    Args:
+        num_particles: K, draws from the guide a datum; they run as one vectorised batch.
+    """
+
+    def __init__(self, num_particles: int = 1):
+        if num_particles < 1:
+            raise OptionError(f"num_particles is {num_particles}; it must be at least 1")
+        super().__init__(num_particles=num_particles)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(num_particles={self.num_particles})"
+
+    @abstractmethod
+    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+        """Turn one run of a pair into a bound and a surrogate.
+
+        Args:
+            weights: The run.
+            kl_weight: Weight of the latents' terms in the surrogate, for warm-up. The bound that is
+                reported always has weight 1.
+        """
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> Float[Tensor, ""]:
+        """Minus the bound, in nats for the whole data set, with the surrogate's gradient."""
+        weights = log_weights(model, guide, *args, num_particles=self.num_particles, **kwargs)
+        bound, surrogate = self.estimate(weights)
+        return surrogate.detach() - surrogate - bound
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Minus the bound, in nats for the whole data set, as stock Pyro's ``loss``."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss, and its gradient added to each parameter's ``grad``, as stock ``SVI`` wants."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        """Unused: traces are made by ``log_weights``; ``pyro.infer.ELBO`` declares it abstract."""
+        raise NotImplementedError("objectives run pairs through pyro_models.infer.log_weights")

@@ -1,0 +1,411 @@
+"""Run a model/guide pair with K particles: log p and log q by site, and the importance log-weights.
+
+Everything the engine does stands on this record. It keeps the data plate apart from the particles,
+and the plate's scale apart from the weights, because a bound such as
+:math:`s \\sum_i \\log \\frac1K \\sum_k w_{ki}` needs the scale :math:`s = N / B` outside the logarithm.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from pyro_models.errors import OptionError, SiteMismatchError
+from pyro_models.programs import DATA_PLATE
+
+Program = Callable[..., Any]
+
+_PARTICLES = "_particles"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One sample statement of a model or guide, as it ran."""
+
+    name: str
+    """Name of the site."""
+    fn: Any
+    """The distribution."""
+    value: Tensor
+    """The value, ``(K, ..., B, *event)`` inside the data plate."""
+    log_prob: Tensor
+    """Unscaled log-density: ``(K, B)`` inside the data plate, ``(K,)`` outside."""
+    local: bool
+    """Whether the site lies inside the data plate."""
+    observed: bool
+    """Whether the value was given; factors count as observed."""
+    mask: Any
+    """The mask that ``poutine.mask`` put on the site, or ``None``."""
+    dims: tuple[int | None, int | None]
+    """Negative dimension of the particles and of the data plate in the site's batch shape."""
+    column: int | None = None
+    """Which datum the site belongs to, in a data plate that runs as a Python loop."""
+    factor: Any = 1.0
+    """Scale of this site beyond what is common to all, such as a tempering weight."""
+
+    @property
+    def reparameterized(self) -> bool:
+        """Whether gradients flow through the value to the distribution's parameters."""
+        return bool(getattr(self.fn, "has_rsample", False))
+
+
+@dataclass(frozen=True)
+class LogWeights:
+    r"""A vectorised run of guide and model: one row a particle, one column a datum.
+
+    With :math:`z_k \sim q(z \mid x)`, local latents inside the data plate and global ones outside,
+
+    .. math::
+        \log w_{ki} = \sum_{\text{local}} \log p - \sum_{\text{local}} \log q, \qquad
+        \log w_k = \sum_{\text{global}} (\log p - \log q) + \tfrac NB \sum_i \log w_{ki} .
+    """
+
+    model_sites: dict[str, Site]
+    """Sample sites of the model, observed ones included, in the order they ran."""
+    guide_sites: dict[str, Site]
+    """Sample sites of the guide, auxiliary ones included, in the order they ran."""
+    num_particles: int
+    """K."""
+    batch_size: int
+    """B: data in the minibatch; 0 where the program has no data plate."""
+    num_data: int
+    """N: data in the whole set; 1 where the program has no data plate."""
+    common_scale: float
+    """A scale that the user put on every site alike (``poutine.scale``), 1 without one."""
+
+    @property
+    def plate_scale(self) -> float:
+        """N / B, the weight of one datum of the minibatch."""
+        return self.num_data / self.batch_size if self.batch_size else 1.0
+
+    @property
+    def log_p(self) -> dict[str, Tensor]:
+        """Log-density by model site: ``(K, B)`` inside the data plate, ``(K,)`` outside."""
+        return {name: site.log_prob for name, site in self.model_sites.items()}
+
+    @property
+    def log_q(self) -> dict[str, Tensor]:
+        """Log-density by guide site: ``(K, B)`` inside the data plate, ``(K,)`` outside."""
+        return {name: site.log_prob for name, site in self.guide_sites.items()}
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Names of the model's unobserved sites, in the order they ran."""
+        return tuple(name for name, site in self.model_sites.items() if not site.observed)
+
+    @property
+    def has_global_latents(self) -> bool:
+        """Whether a latent lies outside the data plate, so that one weight serves all data."""
+        return any(not s.local and not s.observed for s in self.guide_sites.values())
+
+    def total(self, terms: list[tuple[Site, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Add up terms by site: ``(K, B)`` for those in the data plate and ``(K,)`` for others."""
+        like = self._like(terms)
+        local = like.new_zeros(self.num_particles, self.batch_size)
+        rest = like.new_zeros(self.num_particles)
+        for site, term in terms:
+            if site.local:
+                local = local + term
+            else:
+                rest = rest + term
+        return local, rest
+
+    def _like(self, terms: list[tuple[Site, Tensor]]) -> Tensor:
+        for _, term in terms:
+            return term
+        for site in (*self.model_sites.values(), *self.guide_sites.values()):
+            return site.log_prob
+        return torch.zeros(())
+
+    def _terms(self) -> list[tuple[Site, Tensor]]:
+        model = [(s, s.log_prob) for s in self.model_sites.values()]
+        return model + [(s, -s.log_prob) for s in self.guide_sites.values()]
+
+    @property
+    def local(self) -> Float[Tensor, "K B"]:
+        """Log-weight of each datum: log p - log q over the sites in the data plate."""
+        return self.total(self._terms())[0]
+
+    @property
+    def global_(self) -> Float[Tensor, " K"]:
+        """log p - log q over the sites outside the data plate."""
+        return self.total(self._terms())[1]
+
+    @property
+    def joint(self) -> Float[Tensor, " K"]:
+        """Log-weight of all data together, minibatches scaled up: global + N/B times local."""
+        local, rest = self.total(self._terms())
+        return rest + self.plate_scale * local.sum(-1)
+
+    def reduce(self, site: Site, batch: Tensor) -> Tensor:
+        """Bring a tensor of the site's batch shape to ``(K, B)`` or ``(K,)``, masked and scaled."""
+        return _reduce(site, batch, self.num_particles, self.batch_size)
+
+
+def log_weights(
+    model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any
+) -> LogWeights:
+    r"""Run a pair once with K vectorised particles and record log p and log q by site.
+
+    The guide runs, then the model is replayed against its draws. The data plate is the one named
+    ``"data"``; without one of that name, the rightmost plate shared by every observed site. Works
+    for any Pyro pair, autoguides included.
+
+    Args:
+        model: A Pyro program.
+        guide: A Pyro program with the same arguments, which samples the model's latents.
+        *args: Given to both.
+        num_particles: K, draws from the guide.
+        **kwargs: Given to both.
+
+    Returns:
+        The record; gradients flow through it.
+
+    Raises:
+        OptionError: If ``num_particles`` is less than 1.
+        SiteMismatchError: If the guide misses a latent of the model or samples something else, or
+            a site has dimensions that no plate and no event accounts for.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", 10, subsample=torch.arange(len(x))):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", 10, subsample=torch.arange(len(x))):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> weights = log_weights(model, guide, torch.zeros(2), num_particles=3)
+        >>> weights.local.shape, weights.plate_scale
+        (torch.Size([3, 2]), 5.0)
+        >>> weights.local[0, 0]  # the guide is exact, so each weight is log p(x)
+        tensor(-1.2655)
+    """
+    if num_particles < 1:
+        raise OptionError(f"num_particles is {num_particles}; it must be at least 1")
+    nesting = None
+    if num_particles > 1:
+        nesting = _plate_nesting(model, guide, args, kwargs)
+        particles = pyro.plate(_PARTICLES, num_particles, dim=-nesting - 1)
+        model, guide = particles(model), particles(guide)
+    guide_trace, model_trace = _run(model, guide, args, kwargs)
+    _check_sites(model_trace, guide_trace)
+    return _record(model_trace, guide_trace, num_particles, nesting)
+
+
+def _run(model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    replayed = poutine.replay(model, trace=guide_trace)
+    return guide_trace, poutine.trace(replayed).get_trace(*args, **kwargs)
+
+
+def _samples(trace: Any) -> Iterator[dict[str, Any]]:
+    for node in trace.nodes.values():
+        if node["type"] == "sample" and not site_is_subsample(node):
+            yield node
+
+
+def _frames(node: dict[str, Any]) -> list[CondIndepStackFrame]:
+    return [f for f in node["cond_indep_stack"] if f.name != _PARTICLES]
+
+
+def _depth(*traces: Any) -> int:
+    """Number of batch dimensions that the plates of these traces use."""
+    dims = [f.dim for t in traces for n in _samples(t) for f in _frames(n) if f.vectorized]
+    return -min(dims) if dims else 0
+
+
+_nesting: "weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, int]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _plate_nesting(model: Program, guide: Program, args: tuple, kwargs: dict) -> int:
+    """Depth of plates, found by one run without particles and remembered for the pair."""
+    known = _nesting.setdefault(model, weakref.WeakKeyDictionary())
+    if guide not in known:
+        # The extra run must leave the draws that follow as they would have been without it.
+        with preserved_rng(args, kwargs), torch.no_grad():
+            known[guide] = _depth(*_run(model, guide, args, kwargs))
+    return known[guide]
+
+
+@contextmanager
+def preserved_rng(*holders: Any) -> Iterator[None]:
+    """Restore torch's generators afterwards: the CPU's, and of each CUDA device in ``holders``."""
+    leaves = tree_leaves(holders)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    for leaf in leaves:
+        if isinstance(leaf, nn.Module):
+            tensors += list(leaf.parameters())
+    devices = {t.device.index or 0 for t in tensors if t.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        yield
+
+
+def _check_sites(model_trace: Any, guide_trace: Any) -> None:
+    model = {n["name"]: n for n in _samples(model_trace)}
+    guide = {n["name"]: n for n in _samples(guide_trace) if not n["is_observed"]}
+    missing = [n for n, node in model.items() if not node["is_observed"] and n not in guide]
+    if missing:
+        raise SiteMismatchError(
+            f"the guide does not sample {missing}, which the model leaves unobserved; "
+            "sample these sites in the guide, or observe them in the model"
+        )
+    for name, node in guide.items():
+        if node["infer"].get("is_auxiliary"):
+            continue
+        if name not in model:
+            raise SiteMismatchError(
+                f"the guide samples {name!r}, which is no site of the model; rename it, or mark it "
+                'with infer={"is_auxiliary": True}'
+            )
+        if model[name]["is_observed"]:
+            raise SiteMismatchError(
+                f"the guide samples {name!r}, which the model observes; remove it from the guide"
+            )
+        ours, theirs = node["fn"].event_shape, model[name]["fn"].event_shape
+        if ours != theirs:
+            raise SiteMismatchError(
+                f"site {name!r} has event shape {tuple(theirs)} in the model and {tuple(ours)} in "
+                "the guide; give both the same, with .to_event where dimensions are dependent"
+            )
+
+
+def _data_frame(model_trace: Any) -> CondIndepStackFrame | None:
+    """The data plate: named "data", else the rightmost plate that all observed sites share."""
+    nodes = list(_samples(model_trace))
+    for node in nodes:
+        for frame in _frames(node):
+            if frame.name == DATA_PLATE:
+                return frame
+    observed = [n for n in nodes if n["is_observed"]]
+    if not observed:
+        return None
+    shared = set.intersection(*({f.name for f in _frames(n)} for n in observed))
+    frames = [f for f in _frames(observed[0]) if f.name in shared]
+    return max(frames, key=lambda f: f.dim if f.vectorized else -(10**6), default=None)
+
+
+def _record(model_trace: Any, guide_trace: Any, particles: int, nesting: int | None) -> LogWeights:
+    depth = _depth(model_trace, guide_trace) if nesting is None else nesting
+    frame = _data_frame(model_trace)
+    batch = frame.size if frame is not None else 0
+    total = frame.full_size or frame.size if frame is not None else 1
+    columns = _columns(frame, model_trace, guide_trace)
+    layout = _Layout(depth, particles, frame, total / batch if batch else 1.0, columns)
+    model = {n["name"]: layout.site(n) for n in _samples(model_trace)}
+    guide = {n["name"]: layout.site(n) for n in _samples(guide_trace)}
+    common = _common_factor([*model.values(), *guide.values()])
+    return LogWeights(
+        {name: layout.fill(site, common) for name, site in model.items()},
+        {name: layout.fill(site, common) for name, site in guide.items()},
+        num_particles=particles,
+        batch_size=batch,
+        num_data=total,
+        common_scale=common,
+    )
+
+
+def _columns(frame: CondIndepStackFrame | None, *traces: Any) -> dict[int, int]:
+    """Column of each pass through a data plate that runs as a loop; empty for vectorised ones."""
+    if frame is None or frame.vectorized:
+        return {}
+    counters = {
+        f.counter for t in traces for n in _samples(t) for f in _frames(n) if f.name == frame.name
+    }
+    return {counter: column for column, counter in enumerate(sorted(counters))}
+
+
+def _common_factor(sites: list[Site]) -> float:
+    """The scale that all sites share: it belongs outside every logarithm, not in the weights."""
+    factors = [site.factor for site in sites]
+    if not factors or any(isinstance(f, Tensor) for f in factors):
+        return 1.0
+    first = float(factors[0])
+    same = all(abs(f - first) <= 1e-12 * abs(first) for f in factors)
+    return first if same else 1.0
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where particles and data lie in the batch shapes of one run."""
+
+    depth: int
+    particles: int
+    frame: CondIndepStackFrame | None
+    scale: float
+    columns: dict[int, int]
+
+    def site(self, node: dict[str, Any]) -> Site:
+        """The site without its log-density, its scale freed of the data plate's."""
+        frames = _frames(node)
+        own = next((f for f in frames if self.frame and f.name == self.frame.name), None)
+        _check_shape(node, frames, self.depth, self.particles)
+        factor = node["scale"] / self.scale if own is not None else node["scale"]
+        return Site(
+            name=node["name"],
+            fn=node["fn"],
+            value=node["value"],
+            log_prob=node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"]),
+            local=own is not None,
+            observed=node["is_observed"],
+            mask=node["mask"],
+            dims=(-self.depth - 1, own.dim if own is not None else None),
+            column=self.columns.get(own.counter) if own is not None else None,
+            factor=factor,
+        )
+
+    def fill(self, site: Site, common: float) -> Site:
+        batch = self.frame.size if self.frame is not None else 0
+        site = replace(site, factor=1.0 if common != 1.0 else site.factor)
+        return replace(site, log_prob=_reduce(site, site.log_prob, self.particles, batch))
+
+
+def _check_shape(node: dict, frames: list[CondIndepStackFrame], depth: int, particles: int) -> None:
+    allowed = {f.dim: f.size for f in frames if f.vectorized} | {-depth - 1: particles}
+    shape = node["fn"].batch_shape
+    for dim in range(-len(shape), 0):
+        if shape[dim] not in (1, allowed.get(dim, 1)):
+            raise SiteMismatchError(
+                f"site {node['name']!r} has batch shape {tuple(shape)}, whose dimension {dim} "
+                "belongs to no plate; declare it with .to_event(...) or run the site inside "
+                "pyro.plate"
+            )
+
+
+def _reduce(site: Site, batch: Tensor, particles: int, size: int) -> Tensor:
+    """Mask, scale and sum a tensor of the site's batch shape to ``(K, B)`` or ``(K,)``."""
+    if site.mask is not None and site.mask is not True:
+        batch = (
+            torch.zeros_like(batch)
+            if site.mask is False
+            else torch.where(
+                site.mask, batch, torch.zeros((), dtype=batch.dtype, device=batch.device)
+            )
+        )
+    if isinstance(site.factor, Tensor) or site.factor != 1.0:
+        batch = batch * site.factor
+    particle_dim, data_dim = site.dims
+    depth = -(particle_dim or -1)
+    batch = batch.reshape((1,) * (depth - batch.dim()) + batch.shape)
+    keep = {-depth} if data_dim is None else {-depth, data_dim}
+    others = [d for d in range(-batch.dim(), 0) if d not in keep]
+    if others:
+        batch = batch.sum(others)
+    if data_dim is not None:
+        return batch.expand(particles, size)
+    batch = batch.expand(particles)
+    if site.column is None:
+        return batch
+    return nn.functional.pad(batch.unsqueeze(-1), (site.column, size - 1 - site.column))
