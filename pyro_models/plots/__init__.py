@@ -1,0 +1,14 @@
+"""Pictures of a fit: its history, samples, reconstructions, latent space, and a walk through it.
+
+Each function takes plain tensors, already in the units of the data, and returns a `Picture`: a
+`matplotlib.figure.Figure` that notebooks show by themselves and that ``picture.savefig(path)``
+writes. Nothing here touches pyplot or matplotlib's settings. Images are given flat, ``(N, D)``,
+with their ``image_shape``; without one, data are taken for a table with named columns.
+"""
+
+from pyro_models.plots.canvas import Picture
+from pyro_models.plots.compare import reconstructions, samples, traversal
+from pyro_models.plots.history import loss
+from pyro_models.plots.latent import latent_space
+
+__all__ = ["Picture", "latent_space", "loss", "reconstructions", "samples", "traversal"]
