@@ -8,6 +8,7 @@ from pyro_models.infer.objectives import (
     MonteCarloKL,
     Objective,
 )
+from pyro_models.infer.step import Step
 from pyro_models.infer.weights import LogWeights, Site, log_weights
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "MonteCarloKL",
     "Objective",
     "Site",
+    "Step",
     "log_weights",
 ]

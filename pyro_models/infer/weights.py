@@ -1,8 +1,8 @@
-"""Run a model/guide pair with K particles: log p and log q by site, and the importance log-weights.
+r"""Run a pair with K particles: log p and log q by site, and the importance log-weights.
 
 Everything the engine does stands on this record. It keeps the data plate apart from the particles,
 and the plate's scale apart from the weights, because a bound such as
-:math:`s \\sum_i \\log \\frac1K \\sum_k w_{ki}` needs the scale :math:`s = N / B` outside the logarithm.
+:math:`s \sum_i \log \frac1K \sum_k w_{ki}` needs the scale :math:`s = N / B` outside the log.
 """
 
 import weakref

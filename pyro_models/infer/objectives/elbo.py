@@ -94,7 +94,7 @@ class ELBO(Objective):
         ('z',)
     """
 
-    def __init__(self, num_particles: int = 1, kl: AnalyticKL | MonteCarloKL = AnalyticKL()):  # noqa: B008
+    def __init__(self, num_particles: int = 1, kl: AnalyticKL | MonteCarloKL = AnalyticKL()):
         super().__init__(num_particles)
         if not isinstance(kl, AnalyticKL | MonteCarloKL):
             raise OptionError(f"kl is {kl!r}; give AnalyticKL() or MonteCarloKL()")
@@ -158,7 +158,7 @@ def _difference(name: str, site: Site, prior: Site) -> tuple[str, Site, Tensor]:
 
 
 def _closed_form(weights: LogWeights, name: str) -> Tensor | None:
-    """KL of guide from prior at a site, or ``None`` where it has no closed form or would be wrong."""
+    """KL of guide from prior at a site; ``None`` where it has no closed form or would be wrong."""
     prior, site = weights.model_sites[name], weights.guide_sites[name]
     if (
         site.local != prior.local

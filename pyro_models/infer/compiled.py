@@ -1,0 +1,159 @@
+"""One whole optimisation step as one flat graph, traced through Pyro and compiled.
+
+``make_fx`` records every tensor operation while the step runs once in Python: the guide, the
+replayed model, the objective, ``torch.autograd.grad`` and the optimiser's own ``step``. Pyro's
+handlers act at that time only and vanish from the graph. It tells inputs by identity, so the real
+parameters, buffers and optimiser moments are its inputs wherever a program keeps them, and the
+graph updates them in place.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+import torch.compiler
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
+
+from pyro_models.infer.scope import restore
+from pyro_models.infer.weights import preserved_rng
+
+
+class UntraceableError(RuntimeError):
+    """A step that cannot become one static graph; the message names why."""
+
+
+_LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
+
+
+class _RefuseEscapes(TorchFunctionMode):
+    """Refuse to turn a traced tensor into plain numbers, which would freeze them in the graph."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func in _LEAVES_TORCH:
+            raise UntraceableError(f"Tensor.{func.__name__} turns a tensor into plain numbers")
+        return func(*args, **(kwargs or {}))
+
+
+class CompiledStep:
+    """One compiled optimisation step for batches of one shape.
+
+    Args:
+        step: Computes the loss and updates all state in place, given the batch's tensors.
+        batch: Tensors of a first batch, to trace with.
+        state: Every tensor that the step reads or updates, besides the batch.
+
+    Raises:
+        UntraceableError: If the step cannot become one static graph.
+    """
+
+    def __init__(
+        self, step: Callable[[Sequence[Tensor]], Tensor], batch: list[Tensor], state: list[Tensor]
+    ):
+        graph = _trace(step, batch, state)
+        # Aliases without gradient: the graph holds its own backward pass.
+        self._state = [tensor.detach() for tensor in state]
+        on_cuda = any(tensor.is_cuda for tensor in state)
+        if on_cuda:
+            for tensor in self._state:
+                torch._dynamo.mark_static_address(tensor)
+        self._run = torch.compile(graph, dynamic=False, mode="reduce-overhead" if on_cuda else None)
+
+    def __call__(self, batch: list[Tensor]) -> Tensor:
+        """Do one step and return the loss."""
+        with torch.no_grad():
+            return self._run(*batch, *self._state)
+
+
+def _trace(
+    step: Callable[[Sequence[Tensor]], Tensor], batch: list[Tensor], state: list[Tensor]
+) -> GraphModule:
+    """Record a step as a graph, leaving all state and the generators as they were."""
+
+    def flat(*tensors: Tensor) -> Tensor:
+        return step(tensors[: len(batch)])
+
+    before = [tensor.detach().clone() for tensor in state]
+    try:
+        # Validation reads values in Python, which no graph can; the eager first step did it.
+        with preserved_rng(batch, state), pyro.validation_enabled(False), _RefuseEscapes():
+            graph = make_fx(flat)(*batch, *state)
+    finally:
+        restore(state, before)
+    return _cleaned(graph)
+
+
+def _cleaned(graph: GraphModule) -> GraphModule:
+    """Drop profiler marks and dead code; refuse operations whose result depends on the data."""
+    for node in reversed(graph.graph.nodes):
+        target = node.target
+        if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+            continue
+        if target.namespace == "profiler":
+            graph.graph.erase_node(node)
+        elif _is_dynamic(node):
+            raise UntraceableError(f"{target} has a result whose shape or value depends on data")
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _is_dynamic(node: torch.fx.Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    if target is torch.ops.aten.index.Tensor:
+        return any(_is_mask(index) for index in node.args[1] if index is not None)  # type: ignore[union-attr]
+    dynamic = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+    return any(tag in target.tags for tag in dynamic)
+
+
+def _is_mask(index: Any) -> bool:
+    value = index.meta.get("val", index.meta.get("tensor_meta"))
+    return getattr(value, "dtype", None) in (torch.bool, torch.uint8)
+
+
+@contextmanager
+def traceable(optimizer: Optimizer, learning_rates: list[Tensor]) -> Iterator[None]:
+    """Let ``optimizer.step()`` be traced: learning rates and step counts stay tensors.
+
+    torch's optimisers do so while ``torch.compile`` traces them, which they learn from
+    ``torch.compiler.is_compiling()``; here they are told the same for one ``make_fx`` trace.
+
+    Raises:
+        UntraceableError: If the optimiser keeps changing numbers outside tensors.
+    """
+    saved = [dict(group) for group in optimizer.param_groups]
+    numbers = _numbers(optimizer)
+    overrides = {"capturable": True, "foreach": True, "fused": None}
+    for group, rate in zip(optimizer.param_groups, learning_rates, strict=True):
+        group.update({key: value for key, value in overrides.items() if key in group})
+        group["lr"] = rate
+    flag = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+        if _numbers(optimizer) != numbers:
+            raise UntraceableError(f"{type(optimizer).__name__} keeps its state outside tensors")
+    finally:
+        torch.compiler._is_compiling_flag = flag
+        for group, values in zip(optimizer.param_groups, saved, strict=True):
+            group.update(values)
+
+
+def _numbers(optimizer: Optimizer) -> list[Any]:
+    """All plain numbers that an optimiser keeps, learning rates and our overrides aside."""
+    kept = ("lr", "params", "capturable", "foreach", "fused")
+    groups = [{k: v for k, v in g.items() if k not in kept} for g in optimizer.param_groups]
+    state = [
+        {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+        for values in optimizer.state.values()
+    ]
+    return [*groups, *state]
