@@ -1,0 +1,178 @@
+"""Pyro programs seen from outside: arguments, latents, plates, and the memory that a run takes."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pyro_models.errors import DataError
+from pyro_models.infer.scope import BoundProgram
+from pyro_models.infer.weights import Program
+from pyro_models.programs import DATA_PLATE
+
+Batch = Tensor | tuple[Tensor, ...]
+
+
+def as_arguments(x: Batch) -> tuple[Tensor, ...]:
+    """Check data and give it as the positional arguments of a program.
+
+    Args:
+        x: Data ``(N, ...)``, or a tuple of tensors that share N.
+
+    Raises:
+        DataError: If it is no tensor, is empty, is not finite, or the lengths differ.
+
+    Example:
+        >>> [part.shape for part in as_arguments(torch.zeros(3, 2))]
+        [torch.Size([3, 2])]
+    """
+    parts = x if isinstance(x, tuple) else (x,)
+    if not parts:
+        raise DataError("the data is an empty tuple; give at least one tensor")
+    for part in parts:
+        _check_tensor(part)
+    lengths = sorted({len(part) for part in parts})
+    if len(lengths) > 1:
+        raise DataError(f"the tensors of the data have lengths {lengths}; give all the same length")
+    return parts
+
+
+def _check_tensor(part: object) -> None:
+    if not isinstance(part, Tensor):
+        raise DataError(
+            f"the data is of type {type(part).__name__}; give a torch.Tensor, "
+            "for example by torch.as_tensor(data)"
+        )
+    if part.dim() == 0 or part.numel() == 0:
+        raise DataError(
+            f"the data has shape {tuple(part.shape)}; it must hold at least one datum, "
+            "with data along the first dimension"
+        )
+    finite = torch.isfinite(part)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        raise DataError(f"the data holds {bad} values that are NaN or infinite; remove them")
+
+
+def unwrapped(program: Program) -> Program:
+    """The program itself, freed of the parameter store that a fit bound it to."""
+    while isinstance(program, BoundProgram):
+        program = program.program
+    return program
+
+
+def signature(program: Program) -> inspect.Signature:
+    """The arguments of a program; of ``forward``, if it is a module.
+
+    Example:
+        >>> str(signature(torch.nn.Linear(1, 1)))
+        '(input: torch.Tensor) -> torch.Tensor'
+    """
+    program = unwrapped(program)
+    return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
+
+
+def sample_sites(trace: Any) -> dict[str, dict[str, Any]]:
+    """The sample sites of a trace by name, without the indices that plates draw."""
+    return {
+        name: node
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not site_is_subsample(node)
+    }
+
+
+def latent_sites(trace: Any) -> dict[str, dict[str, Any]]:
+    """The unobserved sites of a trace, without the auxiliary ones of an autoguide."""
+    return {
+        name: node
+        for name, node in sample_sites(trace).items()
+        if not node["is_observed"] and not node["infer"].get("is_auxiliary")
+    }
+
+
+def plate_depth(trace: Any) -> int:
+    """How many batch dimensions the plates of a trace take up."""
+    dims = [
+        frame.dim
+        for node in sample_sites(trace).values()
+        for frame in node["cond_indep_stack"]
+        if frame.vectorized
+    ]
+    return -min(dims, default=0)
+
+
+def data_size(node: dict[str, Any]) -> int | None:
+    """Length of a site's data plate: the one named "data", else the rightmost; or ``None``."""
+    frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+    named = [frame for frame in frames if frame.name == DATA_PLATE]
+    chosen = named or sorted(frames, key=lambda frame: -frame.dim)
+    return chosen[0].size if chosen else None
+
+
+def is_amortized(guide: Program, args: tuple[Tensor, ...]) -> bool:
+    """Whether the guide treats each datum by itself, so that it may be run on parts of the data.
+
+    True where every latent lies in the data plate and follows the length of the data. False for
+    global latents, and for guides with parameters of their own for each datum, as autoguides have.
+
+    Args:
+        guide: A Pyro program.
+        args: Its arguments, each ``(N, ...)``.
+    """
+    if isinstance(unwrapped(guide), AutoGuide):
+        return False
+    with torch.no_grad():
+        trace = poutine.trace(guide).get_trace(*(part[:1] for part in args))
+    return all(data_size(node) == 1 for node in latent_sites(trace).values())
+
+
+class _Allocations(TorchDispatchMode):
+    """Adds up the bytes of every tensor that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {
+            leaf.untyped_storage().data_ptr()
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor)
+        }
+        for leaf in tree_leaves(result):
+            # Views and results written in place take no new memory.
+            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in given:
+                self.bytes += leaf.untyped_storage().nbytes()
+        return result
+
+
+def footprint(run: Callable[[], object]) -> int:
+    """Bytes of all tensors that a run without gradients makes: no less than its peak memory.
+
+    Example:
+        >>> footprint(lambda: torch.zeros(100) + 1.0)
+        800
+    """
+    with torch.no_grad(), _Allocations() as allocations:
+        run()
+    return allocations.bytes
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes for persons.
+
+    Example:
+        >>> human_bytes(3 * 2**29)
+        '1.5 GiB'
+    """
+    power = 0 if count < 1 else min(4, int(math.log(count, 1024)))
+    return f"{count / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
