@@ -377,10 +377,16 @@ def _check_shape(node: dict, frames: list[CondIndepStackFrame], depth: int, part
     shape = node["fn"].batch_shape
     for dim in range(-len(shape), 0):
         if shape[dim] not in (1, allowed.get(dim, 1)):
+            hint = (
+                f"; with {particles} particles values have one more dimension in front, so the "
+                "program must broadcast over leading dimensions"
+                if particles > 1
+                else ""
+            )
             raise SiteMismatchError(
                 f"site {node['name']!r} has batch shape {tuple(shape)}, whose dimension {dim} "
                 "belongs to no plate; declare it with .to_event(...) or run the site inside "
-                "pyro.plate"
+                f"pyro.plate{hint}"
             )
 
 
