@@ -230,11 +230,10 @@ class Step:
         return -bound / weights.num_data
 
     def _compiled(self, args: tuple, kwargs: dict) -> Tensor:
-        leaves, structure = tree_flatten((args, kwargs))
-        key = (structure, *(_signature(leaf) for leaf in leaves))
-        batch = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        key, batch = _signature(args, kwargs)
         if key in self._graphs:
             return self._graphs[key](batch)
+        leaves, structure = tree_flatten((args, kwargs))
         try:
             graph = self._trace(leaves, structure, batch)
             loss = graph(batch)
@@ -318,8 +317,18 @@ class Step:
                     self._optimizer.state[parameter][key.removeprefix(prefix)] = value.clone()
 
 
-def _signature(leaf: Any) -> Hashable:
-    """What must be the same for a graph to serve again."""
+def _signature(args: tuple, kwargs: dict) -> tuple[Hashable, list[Tensor]]:
+    """What must be the same for a graph to serve again, and the tensors it is given."""
+    leaves: list[Any] = [*args, *kwargs.values()]
+    structure: Hashable = (len(args), *kwargs)
+    if any(isinstance(leaf, list | tuple | dict) for leaf in leaves):
+        # Flattening costs as much as a small graph: only nested arguments pay for it.
+        leaves, structure = tree_flatten((args, kwargs))
+    key = (structure, *(_describe(leaf) for leaf in leaves))
+    return key, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _describe(leaf: Any) -> Hashable:
     if isinstance(leaf, Tensor):
         return (leaf.shape, leaf.dtype, leaf.device)
     return leaf if isinstance(leaf, Hashable) else repr(leaf)
