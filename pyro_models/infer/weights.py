@@ -8,55 +8,29 @@ and the plate's scale apart from the weights, because a bound such as
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.poutine.indep_messenger import CondIndepStackFrame
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pyro_models.errors import OptionError, SiteMismatchError
-from pyro_models.programs import DATA_PLATE
+from pyro_models.infer.sites import (
+    PARTICLES,
+    Layout,
+    Site,
+    columns_of,
+    data_frame,
+    plate_depth,
+    reduce_to_weights,
+    samples,
+)
 
 Program = Callable[..., Any]
-
-_PARTICLES = "_particles"
-
-
-@dataclass(frozen=True)
-class Site:
-    """One sample statement of a model or guide, as it ran."""
-
-    name: str
-    """Name of the site."""
-    fn: Any
-    """The distribution."""
-    value: Tensor
-    """The value, ``(K, ..., B, *event)`` inside the data plate."""
-    log_prob: Tensor
-    """Unscaled log-density: ``(K, B)`` inside the data plate, ``(K,)`` outside."""
-    local: bool
-    """Whether the site lies inside the data plate."""
-    observed: bool
-    """Whether the value was given; factors count as observed."""
-    mask: Any
-    """The mask that ``poutine.mask`` put on the site, or ``None``."""
-    dims: tuple[int | None, int | None]
-    """Negative dimension of the particles and of the data plate in the site's batch shape."""
-    column: int | None = None
-    """Which datum the site belongs to, in a data plate that runs as a Python loop."""
-    factor: Any = 1.0
-    """Scale of this site beyond what is common to all, such as a tempering weight."""
-
-    @property
-    def reparameterized(self) -> bool:
-        """Whether gradients flow through the value to the distribution's parameters."""
-        return bool(getattr(self.fn, "has_rsample", False))
 
 
 @dataclass(frozen=True)
@@ -149,7 +123,7 @@ class LogWeights:
 
     def reduce(self, site: Site, batch: Tensor) -> Tensor:
         """Bring a tensor of the site's batch shape to ``(K, B)`` or ``(K,)``, masked and scaled."""
-        return _reduce(site, batch, self.num_particles, self.batch_size)
+        return reduce_to_weights(site, batch, self.num_particles, self.batch_size)
 
 
 def log_weights(
@@ -196,7 +170,7 @@ def log_weights(
     nesting = None
     if num_particles > 1:
         nesting = _plate_nesting(model, guide, args, kwargs)
-        particles = pyro.plate(_PARTICLES, num_particles, dim=-nesting - 1)
+        particles = pyro.plate(PARTICLES, num_particles, dim=-nesting - 1)
         model, guide = particles(model), particles(guide)
     guide_trace, model_trace = _run(model, guide, args, kwargs)
     _check_sites(model_trace, guide_trace)
@@ -207,22 +181,6 @@ def _run(model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[Any
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
     return guide_trace, poutine.trace(replayed).get_trace(*args, **kwargs)
-
-
-def _samples(trace: Any) -> Iterator[dict[str, Any]]:
-    for node in trace.nodes.values():
-        if node["type"] == "sample" and not site_is_subsample(node):
-            yield node
-
-
-def _frames(node: dict[str, Any]) -> list[CondIndepStackFrame]:
-    return [f for f in node["cond_indep_stack"] if f.name != _PARTICLES]
-
-
-def _depth(*traces: Any) -> int:
-    """Number of batch dimensions that the plates of these traces use."""
-    dims = [f.dim for t in traces for n in _samples(t) for f in _frames(n) if f.vectorized]
-    return -min(dims) if dims else 0
 
 
 _nesting: "weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, int]]" = (
@@ -236,7 +194,7 @@ def _plate_nesting(model: Program, guide: Program, args: tuple, kwargs: dict) ->
     if guide not in known:
         # The extra run must leave the draws that follow as they would have been without it.
         with preserved_rng(args, kwargs), torch.no_grad():
-            known[guide] = _depth(*_run(model, guide, args, kwargs))
+            known[guide] = plate_depth(*_run(model, guide, args, kwargs))
     return known[guide]
 
 
@@ -254,8 +212,8 @@ def preserved_rng(*holders: Any) -> Iterator[None]:
 
 
 def _check_sites(model_trace: Any, guide_trace: Any) -> None:
-    model = {n["name"]: n for n in _samples(model_trace)}
-    guide = {n["name"]: n for n in _samples(guide_trace) if not n["is_observed"]}
+    model = {n["name"]: n for n in samples(model_trace)}
+    guide = {n["name"]: n for n in samples(guide_trace) if not n["is_observed"]}
     missing = [n for n, node in model.items() if not node["is_observed"] and n not in guide]
     if missing:
         raise SiteMismatchError(
@@ -282,30 +240,15 @@ def _check_sites(model_trace: Any, guide_trace: Any) -> None:
             )
 
 
-def _data_frame(model_trace: Any) -> CondIndepStackFrame | None:
-    """The data plate: named "data", else the rightmost plate that all observed sites share."""
-    nodes = list(_samples(model_trace))
-    for node in nodes:
-        for frame in _frames(node):
-            if frame.name == DATA_PLATE:
-                return frame
-    observed = [n for n in nodes if n["is_observed"]]
-    if not observed:
-        return None
-    shared = set.intersection(*({f.name for f in _frames(n)} for n in observed))
-    frames = [f for f in _frames(observed[0]) if f.name in shared]
-    return max(frames, key=lambda f: f.dim if f.vectorized else -(10**6), default=None)
-
-
 def _record(model_trace: Any, guide_trace: Any, particles: int, nesting: int | None) -> LogWeights:
-    depth = _depth(model_trace, guide_trace) if nesting is None else nesting
-    frame = _data_frame(model_trace)
+    depth = plate_depth(model_trace, guide_trace) if nesting is None else nesting
+    frame = data_frame(model_trace)
     batch = frame.size if frame is not None else 0
     total = frame.full_size or frame.size if frame is not None else 1
-    columns = _columns(frame, model_trace, guide_trace)
-    layout = _Layout(depth, particles, frame, total / batch if batch else 1.0, columns)
-    model = {n["name"]: layout.site(n) for n in _samples(model_trace)}
-    guide = {n["name"]: layout.site(n) for n in _samples(guide_trace)}
+    columns = columns_of(frame, model_trace, guide_trace)
+    layout = Layout(depth, particles, frame, total / batch if batch else 1.0, columns)
+    model = {n["name"]: layout.site(n) for n in samples(model_trace)}
+    guide = {n["name"]: layout.site(n) for n in samples(guide_trace)}
     common = _common_factor([*model.values(), *guide.values()])
     return LogWeights(
         {name: layout.fill(site, common) for name, site in model.items()},
@@ -317,16 +260,6 @@ def _record(model_trace: Any, guide_trace: Any, particles: int, nesting: int | N
     )
 
 
-def _columns(frame: CondIndepStackFrame | None, *traces: Any) -> dict[int, int]:
-    """Column of each pass through a data plate that runs as a loop; empty for vectorised ones."""
-    if frame is None or frame.vectorized:
-        return {}
-    counters = {
-        f.counter for t in traces for n in _samples(t) for f in _frames(n) if f.name == frame.name
-    }
-    return {counter: column for column, counter in enumerate(sorted(counters))}
-
-
 def _common_factor(sites: list[Site]) -> float:
     """The scale that all sites share: it belongs outside every logarithm, not in the weights."""
     factors = [site.factor for site in sites]
@@ -335,83 +268,3 @@ def _common_factor(sites: list[Site]) -> float:
     first = float(factors[0])
     same = all(abs(f - first) <= 1e-12 * abs(first) for f in factors)
     return first if same else 1.0
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where particles and data lie in the batch shapes of one run."""
-
-    depth: int
-    particles: int
-    frame: CondIndepStackFrame | None
-    scale: float
-    columns: dict[int, int]
-
-    def site(self, node: dict[str, Any]) -> Site:
-        """The site without its log-density, its scale freed of the data plate's."""
-        frames = _frames(node)
-        own = next((f for f in frames if self.frame and f.name == self.frame.name), None)
-        _check_shape(node, frames, self.depth, self.particles)
-        factor = node["scale"] / self.scale if own is not None else node["scale"]
-        return Site(
-            name=node["name"],
-            fn=node["fn"],
-            value=node["value"],
-            log_prob=node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"]),
-            local=own is not None,
-            observed=node["is_observed"],
-            mask=node["mask"],
-            dims=(-self.depth - 1, own.dim if own is not None else None),
-            column=self.columns.get(own.counter) if own is not None else None,
-            factor=factor,
-        )
-
-    def fill(self, site: Site, common: float) -> Site:
-        batch = self.frame.size if self.frame is not None else 0
-        site = replace(site, factor=1.0 if common != 1.0 else site.factor)
-        return replace(site, log_prob=_reduce(site, site.log_prob, self.particles, batch))
-
-
-def _check_shape(node: dict, frames: list[CondIndepStackFrame], depth: int, particles: int) -> None:
-    allowed = {f.dim: f.size for f in frames if f.vectorized} | {-depth - 1: particles}
-    shape = node["fn"].batch_shape
-    for dim in range(-len(shape), 0):
-        if shape[dim] not in (1, allowed.get(dim, 1)):
-            hint = (
-                f"; with {particles} particles values have one more dimension in front, so the "
-                "program must broadcast over leading dimensions"
-                if particles > 1
-                else ""
-            )
-            raise SiteMismatchError(
-                f"site {node['name']!r} has batch shape {tuple(shape)}, whose dimension {dim} "
-                "belongs to no plate; declare it with .to_event(...) or run the site inside "
-                f"pyro.plate{hint}"
-            )
-
-
-def _reduce(site: Site, batch: Tensor, particles: int, size: int) -> Tensor:
-    """Mask, scale and sum a tensor of the site's batch shape to ``(K, B)`` or ``(K,)``."""
-    if site.mask is not None and site.mask is not True:
-        batch = (
-            torch.zeros_like(batch)
-            if site.mask is False
-            else torch.where(
-                site.mask, batch, torch.zeros((), dtype=batch.dtype, device=batch.device)
-            )
-        )
-    if isinstance(site.factor, Tensor) or site.factor != 1.0:
-        batch = batch * site.factor
-    particle_dim, data_dim = site.dims
-    depth = -(particle_dim or -1)
-    batch = batch.reshape((1,) * (depth - batch.dim()) + batch.shape)
-    keep = {-depth} if data_dim is None else {-depth, data_dim}
-    others = [d for d in range(-batch.dim(), 0) if d not in keep]
-    if others:
-        batch = batch.sum(others)
-    if data_dim is not None:
-        return batch.expand(particles, size)
-    batch = batch.expand(particles)
-    if site.column is None:
-        return batch
-    return nn.functional.pad(batch.unsqueeze(-1), (site.column, size - 1 - site.column))

@@ -1,0 +1,171 @@
+"""Sample sites as they ran, and where particles and data lie in their shapes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from pyro_models.errors import SiteMismatchError
+from pyro_models.programs import DATA_PLATE
+
+PARTICLES = "_particles"
+"""Name of the plate of particles that the engine puts around a pair."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One sample statement of a model or guide, as it ran."""
+
+    name: str
+    """Name of the site."""
+    fn: Any
+    """The distribution."""
+    value: Tensor
+    """The value, ``(K, ..., B, *event)`` inside the data plate."""
+    log_prob: Tensor
+    """Unscaled log-density: ``(K, B)`` inside the data plate, ``(K,)`` outside."""
+    local: bool
+    """Whether the site lies inside the data plate."""
+    observed: bool
+    """Whether the value was given; factors count as observed."""
+    mask: Any
+    """The mask that ``poutine.mask`` put on the site, or ``None``."""
+    dims: tuple[int | None, int | None]
+    """Negative dimension of the particles and of the data plate in the site's batch shape."""
+    column: int | None = None
+    """Which datum the site belongs to, in a data plate that runs as a Python loop."""
+    factor: Any = 1.0
+    """Scale of this site beyond what is common to all, such as a tempering weight."""
+
+    @property
+    def reparameterized(self) -> bool:
+        """Whether gradients flow through the value to the distribution's parameters."""
+        return bool(getattr(self.fn, "has_rsample", False))
+
+
+def samples(trace: Any) -> Iterator[dict[str, Any]]:
+    """The sample statements of a trace, without the subsampling of plates."""
+    for node in trace.nodes.values():
+        if node["type"] == "sample" and not site_is_subsample(node):
+            yield node
+
+
+def frames_of(node: dict[str, Any]) -> list[CondIndepStackFrame]:
+    """The plates around a statement, without that of the particles."""
+    return [f for f in node["cond_indep_stack"] if f.name != PARTICLES]
+
+
+def plate_depth(*traces: Any) -> int:
+    """Number of batch dimensions that the plates of these traces use."""
+    dims = [f.dim for t in traces for n in samples(t) for f in frames_of(n) if f.vectorized]
+    return -min(dims) if dims else 0
+
+
+def data_frame(model_trace: Any) -> CondIndepStackFrame | None:
+    """The data plate: named "data", else the rightmost plate that all observed sites share."""
+    nodes = list(samples(model_trace))
+    for node in nodes:
+        for frame in frames_of(node):
+            if frame.name == DATA_PLATE:
+                return frame
+    observed = [n for n in nodes if n["is_observed"]]
+    if not observed:
+        return None
+    shared = set.intersection(*({f.name for f in frames_of(n)} for n in observed))
+    frames = [f for f in frames_of(observed[0]) if f.name in shared]
+    return max(frames, key=lambda f: f.dim if f.vectorized else -(10**6), default=None)
+
+
+def columns_of(frame: CondIndepStackFrame | None, *traces: Any) -> dict[int, int]:
+    """Column of each pass through a data plate that runs as a loop; empty for vectorised ones."""
+    if frame is None or frame.vectorized:
+        return {}
+    counters = {
+        f.counter for t in traces for n in samples(t) for f in frames_of(n) if f.name == frame.name
+    }
+    return {counter: column for column, counter in enumerate(sorted(counters))}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where particles and data lie in the batch shapes of one run."""
+
+    depth: int
+    particles: int
+    frame: CondIndepStackFrame | None
+    scale: float
+    columns: dict[int, int]
+
+    def site(self, node: dict[str, Any]) -> Site:
+        """The site without its log-density, its scale freed of the data plate's."""
+        frames = frames_of(node)
+        own = next((f for f in frames if self.frame and f.name == self.frame.name), None)
+        _check_shape(node, frames, self.depth, self.particles)
+        factor = node["scale"] / self.scale if own is not None else node["scale"]
+        return Site(
+            name=node["name"],
+            fn=node["fn"],
+            value=node["value"],
+            log_prob=node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"]),
+            local=own is not None,
+            observed=node["is_observed"],
+            mask=node["mask"],
+            dims=(-self.depth - 1, own.dim if own is not None else None),
+            column=self.columns.get(own.counter) if own is not None else None,
+            factor=factor,
+        )
+
+    def fill(self, site: Site, common: float) -> Site:
+        """The site with its log-density in shape, freed of a scale common to all sites."""
+        batch = self.frame.size if self.frame is not None else 0
+        site = replace(site, factor=1.0 if common != 1.0 else site.factor)
+        return replace(site, log_prob=reduce_to_weights(site, site.log_prob, self.particles, batch))
+
+
+def _check_shape(node: dict, frames: list[CondIndepStackFrame], depth: int, particles: int) -> None:
+    allowed = {f.dim: f.size for f in frames if f.vectorized} | {-depth - 1: particles}
+    shape = node["fn"].batch_shape
+    for dim in range(-len(shape), 0):
+        if shape[dim] not in (1, allowed.get(dim, 1)):
+            hint = (
+                f"; with {particles} particles values have one more dimension in front, so the "
+                "program must broadcast over leading dimensions"
+                if particles > 1
+                else ""
+            )
+            raise SiteMismatchError(
+                f"site {node['name']!r} has batch shape {tuple(shape)}, whose dimension {dim} "
+                "belongs to no plate; declare it with .to_event(...) or run the site inside "
+                f"pyro.plate{hint}"
+            )
+
+
+def reduce_to_weights(site: Site, batch: Tensor, particles: int, size: int) -> Tensor:
+    """Mask, scale and sum a tensor of the site's batch shape to ``(K, B)`` or ``(K,)``."""
+    if site.mask is not None and site.mask is not True:
+        batch = (
+            torch.zeros_like(batch)
+            if site.mask is False
+            else torch.where(
+                site.mask, batch, torch.zeros((), dtype=batch.dtype, device=batch.device)
+            )
+        )
+    if isinstance(site.factor, Tensor) or site.factor != 1.0:
+        batch = batch * site.factor
+    particle_dim, data_dim = site.dims
+    depth = -(particle_dim or -1)
+    batch = batch.reshape((1,) * (depth - batch.dim()) + batch.shape)
+    keep = {-depth} if data_dim is None else {-depth, data_dim}
+    others = [d for d in range(-batch.dim(), 0) if d not in keep]
+    if others:
+        batch = batch.sum(others)
+    if data_dim is not None:
+        return batch.expand(particles, size)
+    batch = batch.expand(particles)
+    if site.column is None:
+        return batch
+    return nn.functional.pad(batch.unsqueeze(-1), (site.column, size - 1 - site.column))
