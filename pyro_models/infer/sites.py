@@ -61,8 +61,8 @@ def frames_of(node: dict[str, Any]) -> list[CondIndepStackFrame]:
 
 def plate_depth(*traces: Any) -> int:
     """Number of batch dimensions that the plates of these traces use."""
-    dims = [f.dim for t in traces for n in samples(t) for f in frames_of(n) if f.vectorized]
-    return -min(dims) if dims else 0
+    frames = [f for t in traces for n in samples(t) for f in frames_of(n)]
+    return max((-f.dim for f in frames if f.dim is not None), default=0)
 
 
 def data_frame(model_trace: Any) -> CondIndepStackFrame | None:
@@ -77,7 +77,8 @@ def data_frame(model_trace: Any) -> CondIndepStackFrame | None:
         return None
     shared = set.intersection(*({f.name for f in frames_of(n)} for n in observed))
     frames = [f for f in frames_of(observed[0]) if f.name in shared]
-    return max(frames, key=lambda f: f.dim if f.vectorized else -(10**6), default=None)
+    # A plate that runs as a loop has no dimension; a vectorised one comes before it.
+    return max(frames, key=lambda f: float("-inf") if f.dim is None else f.dim, default=None)
 
 
 def columns_of(frame: CondIndepStackFrame | None, *traces: Any) -> dict[int, int]:
