@@ -179,8 +179,8 @@ class MLP(nn.Module):
         layers: list[nn.Module] = []
         for size, following in pairwise(sizes):
             layers += [nn.Linear(size, following), activation()]
-        self.output = nn.Linear(sizes[-1], positive_int("outputs", outputs))
         self.body = nn.Sequential(*layers)
+        self.output = nn.Linear(sizes[-1], positive_int("outputs", outputs))
         glorot_(self)
 
     @property
@@ -226,7 +226,8 @@ class Standardize(nn.Module):
             raise DataError("x holds no data to take a mean of; give at least one datum")
         rows = x.flatten(1)
         spread, center = torch.std_mean(rows.double(), dim=0, correction=0)
-        spread = torch.where(spread > 1e-6 * spread.max(), spread, torch.ones_like(spread))
+        # The mean of equal numbers is rounded, so a column without spread shows a little.
+        spread = torch.where(spread > 1e-12 * center.abs(), spread, torch.ones_like(spread))
         dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
         self.register_buffer("center", center.to(dtype))
         self.register_buffer("spread", spread.to(dtype))

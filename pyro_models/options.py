@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pyro_models.errors import OptionError
 
 
-def positive_int(name: str, value: int) -> int:
+def positive_int(name: str, value: object) -> int:
     """Return ``value`` if it is a whole number of at least one.
 
     Args:
@@ -26,7 +26,7 @@ def positive_int(name: str, value: int) -> int:
     return value
 
 
-def positive_float(name: str, value: float) -> float:
+def positive_float(name: str, value: object) -> float:
     """Return ``value`` as a float if it is a finite number above zero.
 
     Args:
@@ -47,7 +47,7 @@ def positive_float(name: str, value: float) -> float:
     return float(value)
 
 
-def widths(name: str, values: Sequence[int]) -> tuple[int, ...]:
+def widths(name: str, values: object) -> tuple[int, ...]:
     """Return a sequence of layer widths as a tuple.
 
     Args:

@@ -8,9 +8,23 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-# Below this |logit| / 2 the closed forms cancel and the power series are used instead. At the
-# border both are good to float64's rounding.
+# Below this |logit| / 2 the closed forms cancel and power series are used instead. At the border
+# both are good to float64's rounding.
 _SMALL = 0.3
+
+# log(sinh(h) / h) = sum over n of these times h^(2n), n = 1, 2, ...
+_LOG_SINHC = (
+    1 / 6,
+    -1 / 180,
+    1 / 2835,
+    -1 / 37800,
+    1 / 467775,
+    -691 / 3831077250,
+    2 / 127702575,
+    -3617 / 2605132530000,
+)
+_LANGEVIN = tuple(2 * n * c for n, c in enumerate(_LOG_SINHC, 1))  # its derivative
+_LANGEVIN_SLOPE = tuple((2 * n - 1) * c for n, c in enumerate(_LANGEVIN, 1))  # and the next
 
 
 def _split(half: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,7 +35,7 @@ def _split(half: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return small, torch.where(small, half, fill), torch.where(small, fill, size)
 
 
-def _series(t: Tensor, *coefficients: float) -> Tensor:
+def _series(t: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     """A polynomial with its lowest coefficient first."""
     total = torch.full_like(t, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
@@ -33,7 +47,7 @@ def _log_sinhc(half: Tensor) -> Tensor:
     """log(sinh(h) / h), even in h."""
     small, near, far = _split(half)
     t = near * near
-    series = t * _series(t, 1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775)
+    series = t * _series(t, _LOG_SINHC)
     closed = far + torch.log(-torch.expm1(-2 * far)) - torch.log(2 * far)
     return torch.where(small, series, closed)
 
@@ -42,7 +56,7 @@ def _langevin(half: Tensor) -> Tensor:
     """coth(h) - 1/h, the derivative of log(sinh(h) / h), odd in h."""
     small, near, far = _split(half)
     t = near * near
-    series = near * _series(t, 1 / 3, -1 / 45, 2 / 945, -1 / 4725, 2 / 93555)
+    series = near * _series(t, _LANGEVIN)
     closed = 1 - 2 * torch.exp(-2 * far) / torch.expm1(-2 * far) - 1 / far
     return torch.where(small, series, closed * torch.sign(half))
 
@@ -51,7 +65,7 @@ def _langevin_slope(half: Tensor) -> Tensor:
     """1/h² - 1/sinh(h)², the derivative of the Langevin function, even in h."""
     small, near, far = _split(half)
     t = near * near
-    series = _series(t, 1 / 3, -1 / 15, 2 / 189, -1 / 675, 2 / 10395)
+    series = _series(t, _LANGEVIN_SLOPE)
     closed = 1 / far.square() - 4 * torch.exp(-2 * far) / torch.expm1(-2 * far).square()
     return torch.where(small, series, closed)
 

@@ -41,8 +41,8 @@ class Bernoulli(Likelihood):
         bad = (x != 0) & (x != 1)
         grey = bool(((x >= 0) & (x <= 1)).all())
         fix = (
-            "for grey pixels, give pyro_models.data.DynamicBinarization() to fit, binarise once "
-            "with data.StaticBinarization(data.Stochastic(seed=0)), or choose "
+            "for grey pixels, give fit transform=pyro_models.data.DynamicBinarization(), binarise "
+            "them once with data.StaticBinarization(data.Stochastic(seed=0)), or choose "
             "likelihoods.ContinuousBernoulli()"
             if grey
             else "scale grey levels to [0, 1] and binarise them, or choose another likelihood, "
