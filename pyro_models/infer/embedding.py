@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent
+from torch.distributions import Categorical
 
 from pyro_models.errors import SiteMismatchError
 from pyro_models.infer.inspection import (
     Batch,
     as_arguments,
+    base_distribution,
     data_size,
     is_amortized,
     latent_sites,
@@ -200,7 +200,7 @@ def _run(guide: Program, args: tuple[Tensor, ...]) -> dict[str, _Run]:
 
 def _own_moments(fn: Any, value: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of a distribution; the drawn value itself where it has none."""
-    base = _base(fn)
+    base = base_distribution(fn)
     if isinstance(base, Categorical):
         return base.probs, base.probs * (1 - base.probs)
     try:
@@ -210,9 +210,3 @@ def _own_moments(fn: Any, value: Tensor) -> tuple[Tensor, Tensor]:
     if not bool(torch.isfinite(mean).all() and torch.isfinite(variance).all()):
         return value, torch.zeros_like(value)
     return mean, variance
-
-
-def _base(fn: Distribution) -> Distribution:
-    while isinstance(fn, Independent | MaskedDistribution):
-        fn = fn.base_dist
-    return fn

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import MaskedDistribution, Unit
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
+from torch.distributions import Independent
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -96,6 +98,32 @@ def latent_sites(trace: Any) -> dict[str, dict[str, Any]]:
         for name, node in sample_sites(trace).items()
         if not node["is_observed"] and not node["infer"].get("is_auxiliary")
     }
+
+
+def is_data(node: dict[str, Any]) -> bool:
+    """Whether a sample site holds data: observed, and neither a factor nor deterministic.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model():
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.deterministic("twice", 2 * z)
+        ...     pyro.factor("penalty", -z.abs())
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.0))
+        >>> trace = poutine.trace(model).get_trace()
+        >>> [name for name, node in sample_sites(trace).items() if is_data(node)]
+        ['x']
+    """
+    if not node["is_observed"] or node["infer"].get("_deterministic"):
+        return False
+    return not isinstance(base_distribution(node["fn"]), Unit)
+
+
+def base_distribution(fn: Any) -> Any:
+    """A distribution without the wrappers that only declare event dimensions or mask."""
+    while isinstance(fn, Independent | MaskedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def plate_depth(trace: Any) -> int:

@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_models.errors import OptionError, SiteMismatchError
-from pyro_models.infer.inspection import Batch, as_arguments, plate_depth, sample_sites, signature
+from pyro_models.infer.inspection import (
+    Batch,
+    as_arguments,
+    is_data,
+    plate_depth,
+    sample_sites,
+    signature,
+)
 from pyro_models.infer.weights import Program
 
 _OBSERVED = "x"
@@ -258,11 +265,7 @@ def _simulated(trace: Any, site: str | None) -> Tensor:
 
 
 def _observed(trace: Any, site: str | None) -> dict[str, Any]:
-    nodes = {
-        name: node
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample" and node["is_observed"] and not isinstance(node["fn"], Delta)
-    }
+    nodes = {name: node for name, node in sample_sites(trace).items() if is_data(node)}
     if site is None and len(nodes) == 1:
         return next(iter(nodes.values()))
     name = site if site is not None else _OBSERVED

@@ -124,8 +124,7 @@ def test_every_datum_gets_every_draw_once(max_memory: int) -> None:
     x[:, 0] = torch.arange(5.0)
 
     def spy(x: Tensor) -> None:
-        trace = pyro.poutine.trace(guide).get_trace(x)
-        value = trace.nodes["z"]["value"]
+        value: Any = pyro.poutine.trace(guide).get_trace(x).nodes["z"]["value"]
         count = value.numel() // (2 * len(x))
         seen[x[:, 0].long()] += count
 
@@ -139,7 +138,8 @@ def peak(run: Callable[[], Any]) -> int:
     """Most bytes of the CPU allocator that were alive at a time, as torch's profiler sees it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         run()
-    events = record.profiler.kineto_results.events()
+    profiler: Any = record.profiler
+    events = profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     alive, most = 0, 0
     for _, change in changes:
