@@ -1,0 +1,124 @@
+"""Training as a machine with a state: it advances a batch, is photographed, and goes back."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from pyro_models.infer.arrays import Tensors
+from pyro_models.infer.batches import Batches
+from pyro_models.infer.random_state import RandomState
+from pyro_models.infer.schedules import KLSchedule, Progress, Schedule
+from pyro_models.infer.step import Step
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the fit the next step is."""
+
+    epoch: int = 0
+    """Epochs completed."""
+    batch: int = 0
+    """Batches of the running epoch that are done."""
+    step: int = 0
+    """Steps done in all."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that the rest of the training depends on."""
+
+    position: Position
+    """Where the next step is."""
+    step: dict[str, Tensor]
+    """Parameters, buffers and optimiser, as ``Step.state_dict`` gives them."""
+    random: dict[str, Tensor]
+    """State of the generators."""
+    epoch_random: dict[str, Tensor]
+    """State of the generators as the running epoch began, from which a loader's order follows."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a fit does at each step, all of it decided beforehand."""
+
+    epochs: int
+    """Epochs that there will be."""
+    total_steps: int | None
+    """Steps that there will be, if known."""
+    schedule: Schedule | None
+    """Factor on the learning rate."""
+    kl_warmup: KLSchedule | None
+    """Weight of the KL divergence."""
+    compiled: bool
+    """Whether steps run as a compiled graph."""
+    odd: int
+    """Size of the odd last batch, 0 if there is none."""
+    odd_compiled: bool
+    """Whether the odd last batch gets a graph too; a rare shape is not worth compiling for."""
+    kwargs: Mapping[str, Any]
+    """Keyword arguments of the programs."""
+
+
+class Trainer:
+    """Advances a pair batch by batch, reproducibly from any snapshot.
+
+    Args:
+        step: One optimisation step.
+        batches: The data.
+        course: What to do at each step.
+        random: The generators.
+    """
+
+    def __init__(self, step: Step, batches: Batches, course: Course, random: RandomState):
+        self.step = step
+        self.batches = batches
+        self.course = course
+        self.random = random
+        self.position = Position()
+        self._epoch_random = random.capture()
+
+    def epoch(self) -> Iterator[Tensors]:
+        """The batches of the running epoch that are still to come."""
+        at = self.position
+        if at.batch == 0:
+            self._epoch_random = self.random.capture()
+            return self.batches.epoch(at.epoch)
+        # A loader's order follows from the generators as the epoch began: go there, read past what
+        # is done, and come back.
+        with self.random.preserved():
+            self.random.restore(self._epoch_random)
+            batches = self.batches.epoch(at.epoch, skip=at.batch)
+        return batches
+
+    def advance(self, batch: Tensors) -> Tensor:
+        """Do one step and return the loss in nats per datum."""
+        at, course, step = self.position, self.course, self.step
+        if course.schedule is not None or course.kl_warmup is not None:
+            progress = Progress(at.step, at.epoch, course.epochs, course.total_steps)
+            if course.schedule is not None:
+                step.lr_factor = course.schedule.factor(progress)
+            if course.kl_warmup is not None:
+                step.kl_weight = course.kl_warmup.weight(progress)
+        is_odd = course.odd > 0 and len(batch[0]) == course.odd
+        step.compiled = course.odd_compiled if is_odd else course.compiled
+        loss = step(*batch, **course.kwargs)
+        self.position = Position(at.epoch, at.batch + 1, at.step + 1)
+        return loss
+
+    def end_epoch(self) -> None:
+        """Go to the beginning of the next epoch."""
+        self.position = replace(self.position, epoch=self.position.epoch + 1, batch=0)
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the state."""
+        random = self.random.capture()
+        return Snapshot(self.position, self.step.state_dict(), random, self._epoch_random)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot."""
+        self.position = snapshot.position
+        self._epoch_random = snapshot.epoch_random
+        self.step.load_state_dict(snapshot.step)
+        self.random.restore(snapshot.random)
