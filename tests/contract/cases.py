@@ -1,0 +1,117 @@
+"""The pairs under the laws: every name of ``pairs.names()``, and variants of each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from guides import Full
+from pyro_models import pairs
+from pyro_models.likelihoods import (
+    Categorical,
+    ContinuousBernoulli,
+    LearnedScale,
+    Normal,
+    OptimalScale,
+    Poisson,
+)
+
+BATCH, DIM = 6, 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair to be made anew for each law, with a few data that it can explain."""
+
+    name: str
+    """Of the pair, as ``pairs.names()`` has it."""
+    data: Callable[[], Tensor]
+    """``(BATCH, DIM)``."""
+    options: Callable[[], dict[str, Any]] = field(default=dict)
+    """Made anew each time, for options may be modules with parameters."""
+
+    def make(self) -> tuple[pairs.Pair, Tensor]:
+        """A small pair from a fixed seed, and its data."""
+        pyro.set_rng_seed(1)
+        x = self.data()
+        return pairs.build(self.name, x, **self.options()), x
+
+
+def binary() -> Tensor:
+    return torch.randint(2, (BATCH, DIM)).float()
+
+
+def grey() -> Tensor:
+    return torch.rand(BATCH, DIM)
+
+
+def real() -> Tensor:
+    return torch.randn(BATCH, DIM) * 3 + 1
+
+
+def whole() -> Tensor:
+    return torch.randint(4, (BATCH, DIM)).float()
+
+
+def _small(**options: Any) -> dict[str, Any]:
+    return {"latent_dim": 2, "hidden": (4,), **options}
+
+
+CASES: dict[str, Case] = {
+    "vae": Case("vae", binary, _small),
+    "vae/deep": Case("vae", binary, lambda: _small(hidden=(5, 4))),
+    "vae/linear": Case("vae", binary, lambda: _small(hidden=())),
+    "vae/full": Case("vae", binary, lambda: _small(covariance=Full())),
+    "vae/continuous": Case("vae", grey, lambda: _small(likelihood=ContinuousBernoulli())),
+    "vae/normal": Case("vae", real, _small),
+    "vae/normal-each": Case(
+        "vae", real, lambda: _small(likelihood=Normal(LearnedScale(data_dim=DIM)))
+    ),
+    "vae/normal-optimal": Case("vae", real, lambda: _small(likelihood=Normal(OptimalScale()))),
+    "vae/categorical": Case("vae", whole, lambda: _small(likelihood=Categorical(4))),
+    "vae/poisson": Case("vae", whole, lambda: _small(likelihood=Poisson())),
+}
+PLAIN = tuple(name for name, case in CASES.items() if name == case.name)
+"""One case for each pair, with little but its defaults."""
+
+
+def parameters(pair: pairs.Pair) -> dict[str, torch.nn.Parameter]:
+    """What is trained, by name."""
+    parts = {"model": pair.model, "guide": pair.guide}
+    return {
+        f"{part}.{name}": parameter
+        for part, module in parts.items()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def snapshot(pair: pairs.Pair) -> dict[str, Tensor]:
+    """A copy of what is trained."""
+    return {name: parameter.detach().clone() for name, parameter in parameters(pair).items()}
+
+
+def sites(program: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The sample sites of one run, by name, without the indices that plates draw."""
+    trace = poutine.trace(program).get_trace(*args, **kwargs)
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
+    }
+
+
+def latents(program: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The sites of one run that are not observed."""
+    found = sites(program, *args, **kwargs)
+    return {name: site for name, site in found.items() if not site["is_observed"]}
+
+
+def loss(pair: pairs.Pair, x: Tensor, seed: int = 2, **kwargs: Any) -> Tensor:
+    """One estimate of the pair's loss from a fixed seed, with its gradient."""
+    pyro.set_rng_seed(seed)
+    return pair.objective.differentiable_loss(pair.model, pair.guide, x, **kwargs)
