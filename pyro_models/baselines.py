@@ -53,8 +53,8 @@ class Baseline:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean over data."""
-        return float(self.log_prob.std() / len(self.log_prob) ** 0.5)
+        """Standard error of the mean over data; NaN for one datum."""
+        return _standard_error(self.log_prob)
 
     def margin(self, log_prob: Float[Tensor, " N"]) -> Margin:
         """By how much a model beats this baseline.
@@ -71,7 +71,11 @@ class Baseline:
                 f"{tuple(self.log_prob.shape)}; both must be of the same held-out data"
             )
         difference = log_prob.double().cpu() - self.log_prob
-        return Margin(float(difference.mean()), float(difference.std() / len(difference) ** 0.5))
+        return Margin(float(difference.mean()), _standard_error(difference))
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
 
 
 def densities(train: Tensor, held_out: Tensor) -> tuple[Baseline, Baseline]:
@@ -167,7 +171,7 @@ def masses(
         >>> for baseline in masses(train, train):
         ...     print(f"{baseline.name}: {baseline.mean:.1f}")
         independent pixels: -1.4
-        correlated pixels (Gaussian): -0.9
+        correlated pixels (Gaussian): -0.8
     """
     num_samples = positive_int("num_samples", num_samples)
     fitted, judged = _levels("train", train), _levels("held_out", held_out)
