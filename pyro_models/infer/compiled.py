@@ -20,8 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from pyro_models.infer.dry_run import preserved_rng
 from pyro_models.infer.scope import restore
-from pyro_models.infer.weights import preserved_rng
 
 
 class UntraceableError(RuntimeError):

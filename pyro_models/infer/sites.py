@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro.distributions.util import is_identically_zero as is_zero
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
@@ -40,6 +41,9 @@ class Site:
     """Which datum the site belongs to, in a data plate that runs as a Python loop."""
     factor: Any = 1.0
     """Scale of this site beyond what is common to all, such as a tempering weight."""
+    score: Tensor | None = None
+    """What the score function differentiates: the guide's log-density, neither masked nor scaled,
+    ``(K, B)`` or ``(K,)``; ``None`` where the value's path carries all of the gradient."""
 
     @property
     def reparameterized(self) -> bool:
@@ -72,13 +76,18 @@ def data_frame(model_trace: Any) -> CondIndepStackFrame | None:
         for frame in frames_of(node):
             if frame.name == DATA_PLATE:
                 return frame
-    observed = [n for n in nodes if n["is_observed"]]
+    # Factors and deterministic values outside every plate say nothing about the data.
+    observed = [n for n in nodes if n["is_observed"] and frames_of(n) and not _deterministic(n)]
     if not observed:
         return None
     shared = set.intersection(*({f.name for f in frames_of(n)} for n in observed))
     frames = [f for f in frames_of(observed[0]) if f.name in shared]
     # A plate that runs as a loop has no dimension; a vectorised one comes before it.
     return max(frames, key=lambda f: float("-inf") if f.dim is None else f.dim, default=None)
+
+
+def _deterministic(node: dict[str, Any]) -> bool:
+    return bool(node["infer"].get("_deterministic"))
 
 
 def columns_of(frame: CondIndepStackFrame | None, *traces: Any) -> dict[int, int]:
@@ -101,35 +110,53 @@ class Layout:
     scale: float
     columns: dict[int, int]
 
-    def site(self, node: dict[str, Any]) -> Site:
-        """The site without its log-density, its scale freed of the data plate's."""
+    def site(self, node: dict[str, Any], *, drawn: bool) -> Site:
+        """The site with densities in the shape of its batch, its scale freed of the data plate's.
+
+        Args:
+            node: The sample statement in its trace.
+            drawn: Whether its value was drawn here, by the guide.
+        """
         frames = frames_of(node)
         own = next((f for f in frames if self.frame and f.name == self.frame.name), None)
-        _check_shape(node, frames, self.depth, self.particles)
+        fn, given = node["fn"], (node["value"], *node["args"])
+        parts = fn.score_parts(*given, **node["kwargs"]) if drawn else None
+        log_prob = fn.log_prob(*given, **node["kwargs"]) if parts is None else parts.log_prob
+        for shape in (fn.batch_shape, log_prob.shape):
+            _check_shape(node["name"], shape, frames, self.depth, self.particles)
         factor = node["scale"] / self.scale if own is not None else node["scale"]
         return Site(
             name=node["name"],
-            fn=node["fn"],
+            fn=fn,
             value=node["value"],
-            log_prob=node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"]),
+            log_prob=log_prob,
             local=own is not None,
             observed=node["is_observed"],
             mask=node["mask"],
             dims=(-self.depth - 1, own.dim if own is not None else None),
             column=self.columns.get(own.counter) if own is not None else None,
             factor=factor,
+            score=None if parts is None or is_zero(parts.score_function) else parts.score_function,
         )
 
     def fill(self, site: Site, common: float) -> Site:
-        """The site with its log-density in shape, freed of a scale common to all sites."""
+        """The site with its densities in shape, freed of a scale common to all sites."""
         batch = self.frame.size if self.frame is not None else 0
         site = replace(site, factor=1.0 if common != 1.0 else site.factor)
-        return replace(site, log_prob=reduce_to_weights(site, site.log_prob, self.particles, batch))
+        score = site.score
+        if score is not None:
+            score = reduce_to_weights(
+                replace(site, mask=None, factor=1.0), score, self.particles, batch
+            )
+        log_prob = reduce_to_weights(site, site.log_prob, self.particles, batch)
+        return replace(site, log_prob=log_prob, score=score)
 
 
-def _check_shape(node: dict, frames: list[CondIndepStackFrame], depth: int, particles: int) -> None:
+def _check_shape(
+    name: str, shape: torch.Size, frames: list[CondIndepStackFrame], depth: int, particles: int
+) -> None:
+    """Refuse a dimension that is no plate's: it would be taken for particles, or summed away."""
     allowed = {f.dim: f.size for f in frames if f.vectorized} | {-depth - 1: particles}
-    shape = node["fn"].batch_shape
     for dim in range(-len(shape), 0):
         if shape[dim] not in (1, allowed.get(dim, 1)):
             hint = (
@@ -139,9 +166,9 @@ def _check_shape(node: dict, frames: list[CondIndepStackFrame], depth: int, part
                 else ""
             )
             raise SiteMismatchError(
-                f"site {node['name']!r} has batch shape {tuple(shape)}, whose dimension {dim} "
-                "belongs to no plate; declare it with .to_event(...) or run the site inside "
-                f"pyro.plate{hint}"
+                f"site {name!r} has log-densities of shape {tuple(shape)}, whose dimension {dim} "
+                "belongs to no plate; declare it with .to_event(...), run the site inside "
+                f"pyro.plate, or give the observed value the distribution's shape{hint}"
             )
 
 

@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_models.errors import CheckpointError, OptionError
 from pyro_models.infer.compiled import CompiledStep, traceable
+from pyro_models.infer.dry_run import preserved_rng
 from pyro_models.infer.objectives import Objective
 from pyro_models.infer.scope import Scope, buffers
-from pyro_models.infer.weights import Program, log_weights, preserved_rng
+from pyro_models.infer.weights import Program, log_weights
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ and the plate's scale apart from the weights, because a bound such as
 """
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,10 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 from pyro_models.errors import OptionError, SiteMismatchError
+from pyro_models.infer.dry_run import dry_run
 from pyro_models.infer.sites import (
     PARTICLES,
     Layout,
@@ -183,32 +183,27 @@ def _run(model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[Any
     return guide_trace, poutine.trace(replayed).get_trace(*args, **kwargs)
 
 
-_nesting: "weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, int]]" = (
+_Depths = dict[Hashable, int]
+_nesting: "weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, _Depths]]" = (
     weakref.WeakKeyDictionary()
 )
 
 
 def _plate_nesting(model: Program, guide: Program, args: tuple, kwargs: dict) -> int:
     """Depth of plates, found by one run without particles and remembered for the pair."""
-    known = _nesting.setdefault(model, weakref.WeakKeyDictionary())
-    if guide not in known:
-        # The extra run must leave the draws that follow as they would have been without it.
-        with preserved_rng(args, kwargs), torch.no_grad():
-            known[guide] = plate_depth(*_run(model, guide, args, kwargs))
-    return known[guide]
+    # A program may open other plates for other arguments, such as observations or none.
+    kind = (*map(_kind, args), *((name, _kind(value)) for name, value in kwargs.items()))
+    known: _Depths = {}
+    with suppress(TypeError):  # for callables that cannot be keys: nothing is remembered of them
+        known = _nesting.setdefault(model, weakref.WeakKeyDictionary()).setdefault(guide, known)
+    if kind not in known:
+        with dry_run(model, guide, args, kwargs):
+            known[kind] = plate_depth(*_run(model, guide, args, kwargs))
+    return known[kind]
 
 
-@contextmanager
-def preserved_rng(*holders: Any) -> Iterator[None]:
-    """Restore torch's generators afterwards: the CPU's, and of each CUDA device in ``holders``."""
-    leaves = tree_leaves(holders)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    for leaf in leaves:
-        if isinstance(leaf, nn.Module):
-            tensors += list(leaf.parameters())
-    devices = {t.device.index or 0 for t in tensors if t.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)):
-        yield
+def _kind(argument: Any) -> Hashable:
+    return argument.dim() if isinstance(argument, Tensor) else type(argument)
 
 
 def _check_sites(model_trace: Any, guide_trace: Any) -> None:
@@ -247,8 +242,9 @@ def _record(model_trace: Any, guide_trace: Any, particles: int, nesting: int | N
     total = frame.full_size or frame.size if frame is not None else 1
     columns = columns_of(frame, model_trace, guide_trace)
     layout = Layout(depth, particles, frame, total / batch if batch else 1.0, columns)
-    model = {n["name"]: layout.site(n) for n in samples(model_trace)}
-    guide = {n["name"]: layout.site(n) for n in samples(guide_trace)}
+    model = {n["name"]: layout.site(n, drawn=False) for n in samples(model_trace)}
+    guide = {n["name"]: layout.site(n, drawn=True) for n in samples(guide_trace)}
+    _check_places(model, guide)
     common = _common_factor([*model.values(), *guide.values()])
     return LogWeights(
         {name: layout.fill(site, common) for name, site in model.items()},
@@ -258,6 +254,16 @@ def _record(model_trace: Any, guide_trace: Any, particles: int, nesting: int | N
         num_data=total,
         common_scale=common,
     )
+
+
+def _check_places(model: dict[str, Site], guide: dict[str, Site]) -> None:
+    for name, site in guide.items():
+        if name in model and not model[name].observed and model[name].local != site.local:
+            where = "the model" if model[name].local else "the guide"
+            raise SiteMismatchError(
+                f"site {name!r} is inside the data plate in {where} only; run it in a plate of the "
+                "same name in both, or outside in both"
+            )
 
 
 def _common_factor(sites: list[Site]) -> float:

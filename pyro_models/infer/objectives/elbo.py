@@ -65,7 +65,8 @@ class ELBO(Objective):
     summed over the data; a minibatch of B from N counts N/B times. Sites with ``rsample`` are
     differentiated along their path, every other site by the score function
     :math:`E[\nabla \log q \cdot \text{cost}]`, whose cost is that of the site's own datum and of
-    what lies outside the data plate. Both are unbiased.
+    what lies outside the data plate (of all data where the guide draws a global latent after it).
+    Both are unbiased.
 
     Args:
         num_particles: K, draws from the guide averaged.
@@ -142,29 +143,16 @@ class ELBO(Objective):
             if name in analytic:
                 continue
             # Auxiliary sites and factors of the guide have a density but no prior of their own.
-            divergences.append((name, site, site.log_prob))
-            if name in model and not model[name].observed:
-                divergences[-1] = _difference(name, site, model[name])
+            has_prior = name in model and not model[name].observed
+            term = site.log_prob - model[name].log_prob if has_prior else site.log_prob
+            divergences.append((name, site, term))
         return _Split(observed, divergences, tuple(analytic))
-
-
-def _difference(name: str, site: Site, prior: Site) -> tuple[str, Site, Tensor]:
-    if site.local != prior.local:
-        raise OptionError(
-            f"site {name!r} is inside the data plate in one of model and guide only; "
-            "put it inside or outside in both"
-        )
-    return name, site, site.log_prob - prior.log_prob
 
 
 def _closed_form(weights: LogWeights, name: str) -> Tensor | None:
     """KL of guide from prior at a site; ``None`` where it has no closed form or would be wrong."""
     prior, site = weights.model_sites[name], weights.guide_sites[name]
-    if (
-        site.local != prior.local
-        or not _same(site.mask, prior.mask)
-        or not _same(site.factor, prior.factor)
-    ):
+    if not _same(site.mask, prior.mask) or not _same(site.factor, prior.factor):
         return None
     if not _parents_drawn_first(weights, name):
         return None
@@ -213,12 +201,14 @@ def _score(weights: LogWeights, local: Tensor, rest: Tensor) -> Tensor:
     """Score-function term: log q of each site that has no path gradient, times its cost."""
     cost_local = (weights.plate_scale * local + rest.unsqueeze(-1)).detach()
     cost_joint = (weights.plate_scale * local.sum(-1) + rest).detach()
-    score = rest.new_zeros(())
-    for site in weights.guide_sites.values():
-        if site.reparameterized or not site.log_prob.requires_grad:
+    total = rest.new_zeros(())
+    sites = list(weights.guide_sites.values())
+    for place, site in enumerate(sites):
+        if site.score is None or not site.score.requires_grad:
             continue
-        if site.local:
-            score = score + (site.log_prob * cost_local).sum(-1).mean()
-        else:
-            score = score + (site.log_prob * cost_joint).mean()
-    return weights.common_scale * score
+        # Other data are no cost of a local latent, unless a later global one carries it to them.
+        own = site.local and all(s.local or s.observed for s in sites[place + 1 :])
+        score = site.score.sum(-1) if site.local and not own else site.score
+        cost = score * (cost_local if own else cost_joint)
+        total = total + (cost.sum(-1) if own else cost).mean()
+    return weights.common_scale * total
