@@ -26,10 +26,11 @@ ARROWS: dict[str, set[str]] = {
     "guides": FOUNDATION,
     "infer": ENGINE,
     "data": {"errors", "options"},
+    "baselines": {"errors", "options"},
     "posterior": ENGINE | {"data"},
     "plots": ENGINE | {"data", "posterior"},
     "pairs": BLOCKS | ENGINE | {"models", "guides", "data"},
-    "cli": ENGINE | {"data", "posterior", "plots", "pairs"},
+    "cli": ENGINE | {"data", "baselines", "posterior", "plots", "pairs"},
     "__main__": {"cli"},
 }
 
