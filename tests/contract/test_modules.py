@@ -110,6 +110,7 @@ def test_double_precision_runs_through(name: str) -> None:
         assert all(p.dtype == torch.float64 for p in module.parameters())
     assert single.isfinite()
     assert double.isfinite()
+    assert twin.model(num_data=2).isfinite().all()  # simulated in double throughout
 
 
 @every
