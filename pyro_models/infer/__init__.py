@@ -1,5 +1,15 @@
 """The engine: it fits, judges and uses any Pyro model/guide pair, and knows none of ours."""
 
+from pyro_models.infer import diagnostics
+from pyro_models.infer.checkpoint import Checkpoint
+from pyro_models.infer.embedding import Embedding, embed
+from pyro_models.infer.fit import fit
+from pyro_models.infer.history import EpochRecord, Fit
+from pyro_models.infer.likelihood import (
+    EffectiveSampleSizeWarning,
+    LogLikelihood,
+    log_likelihood,
+)
 from pyro_models.infer.objectives import (
     ELBO,
     AnalyticKL,
@@ -8,18 +18,62 @@ from pyro_models.infer.objectives import (
     MonteCarloKL,
     Objective,
 )
+from pyro_models.infer.predict import Posterior, Standard, reconstruct, sample, variations
+from pyro_models.infer.schedules import (
+    Burda,
+    Constant,
+    Cosine,
+    CyclicalWarmup,
+    Exponential,
+    InverseEpoch,
+    KLSchedule,
+    LinearWarmup,
+    Schedule,
+    Warmup,
+)
 from pyro_models.infer.step import Step
+from pyro_models.infer.stopping import EarlyStopping, StopFit, StopReason
+from pyro_models.infer.validation import Validation
 from pyro_models.infer.weights import LogWeights, Site, log_weights
 
 __all__ = [
     "ELBO",
     "AnalyticKL",
+    "Burda",
+    "Checkpoint",
+    "Constant",
+    "Cosine",
+    "CyclicalWarmup",
     "ELBOTerms",
+    "EarlyStopping",
+    "EffectiveSampleSizeWarning",
+    "Embedding",
+    "EpochRecord",
     "Estimate",
+    "Exponential",
+    "Fit",
+    "InverseEpoch",
+    "KLSchedule",
+    "LinearWarmup",
+    "LogLikelihood",
     "LogWeights",
     "MonteCarloKL",
     "Objective",
+    "Posterior",
+    "Schedule",
     "Site",
+    "Standard",
     "Step",
+    "StopFit",
+    "StopReason",
+    "Validation",
+    "Warmup",
+    "diagnostics",
+    "embed",
+    "fit",
+    "log_likelihood",
     "log_weights",
+    "reconstruct",
+    "sample",
+    "variations",
 ]
