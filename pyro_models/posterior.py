@@ -19,13 +19,13 @@ from tqdm.auto import tqdm
 
 from pyro_models.errors import DataError, OptionError
 from pyro_models.infer.inspection import (
-    Batch,
     as_arguments,
     footprint,
     human_bytes,
     is_data,
     sample_sites,
 )
+from pyro_models.infer.sites import PARTICLES, data_frame, frames_of
 from pyro_models.infer.weights import Program, log_weights
 from pyro_models.options import positive_int
 from pyro_models.programs import DATA_PLATE
@@ -35,7 +35,6 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
     import arviz
 
-_DRAWS = "_draws"
 _CHUNK = 256 * 2**20
 
 ATTRIBUTES = {
@@ -50,7 +49,7 @@ ATTRIBUTES = {
 def to_arviz(
     model: Program,
     guide: Program,
-    x: Batch,
+    x: Any,
     num_samples: int = 1000,
     *,
     dims: Mapping[str, Sequence[str]] | None = None,
@@ -78,7 +77,7 @@ def to_arviz(
     Args:
         model: A Pyro program.
         guide: A Pyro program with the same arguments.
-        x: Data ``(N, ...)``, or a tuple of tensors that are the programs' arguments.
+        x: Data ``(N, ...)``, or a tuple of several arguments of the programs, as for ``fit``.
         num_samples: S, the number of draws.
         dims: Names of event dimensions by site.
         coords: Values along a dimension by the dimension's name; counted from 0 by default.
@@ -110,7 +109,7 @@ def to_arviz(
     """
     num_samples = positive_int("num_samples", num_samples)
     max_memory = positive_int("max_memory", max_memory)
-    args = as_arguments(x)
+    args = as_arguments(x, model, guide)
     pair = _Pair(model, guide, args)
     names = _Names(pair.data_plate, dims or {}, coords or {}, _checked_labels(labels, args))
     first = _groups(pair, 1, names)
@@ -178,14 +177,16 @@ class _Pair:
             weights = log_weights(model, guide, *args)
         # The engine found out how many dimensions the plates take: particles lie left of them.
         self.depth = max(-(site.dims[0] or -1) - 1 for site in weights.model_sites.values())
-        self.nodes = self._posterior(1)
+        trace = self._posterior(1)
+        self.nodes = sample_sites(trace)
         self.data_sites = [name for name, node in self.nodes.items() if is_data(node)]
         self.latents = [name for name in weights.latents if name in self.nodes]
-        self.data_plate = self._data_plate()
+        frame = data_frame(trace)
+        self.data_plate = frame.name if frame is not None else None
 
     def run(self, count: int) -> dict[str, dict[str, dict[str, Any]]]:
         """Trace nodes by group and site, for a number of draws."""
-        posterior = self._posterior(count)
+        posterior = sample_sites(self._posterior(count))
         known = {name: posterior[name]["value"] for name in self.latents}
         predictive = self._simulated(known, count)
         prior = self._simulated({}, count)
@@ -204,11 +205,11 @@ class _Pair:
             for name in self.data_sites
         }
 
-    def _posterior(self, count: int) -> dict[str, dict[str, Any]]:
+    def _posterior(self, count: int) -> Any:
         with torch.no_grad(), self._plate(count):
             guide = poutine.trace(self.guide).get_trace(*self.args)
             replayed = poutine.replay(self.model, trace=guide)
-            return sample_sites(poutine.trace(replayed).get_trace(*self.args))
+            return poutine.trace(replayed).get_trace(*self.args)
 
     def _simulated(self, known: dict[str, Tensor], count: int) -> dict[str, dict[str, Any]]:
         # The innermost handler acts first: the data is freed before the latents are fixed.
@@ -216,18 +217,7 @@ class _Pair:
             return sample_sites(poutine.trace(self.model).get_trace(*self.args))
 
     def _plate(self, count: int) -> pyro.plate:
-        return pyro.plate(_DRAWS, count, dim=-self.depth - 1)
-
-    def _data_plate(self) -> str | None:
-        """Name of the data's plate: "data", else the rightmost that all observed sites share."""
-        stacks = [
-            {f.name: f.dim for f in self.nodes[name]["cond_indep_stack"] if f.name != _DRAWS}
-            for name in self.data_sites
-        ]
-        if any(DATA_PLATE in stack for stack in stacks):
-            return DATA_PLATE
-        shared = set.intersection(*map(set, stacks)) if stacks else set()
-        return max(shared, key=lambda name: stacks[0][name] or -99, default=None)
+        return pyro.plate(PARTICLES, count, dim=-self.depth - 1)
 
 
 @dataclass(frozen=True)
@@ -258,7 +248,7 @@ class _Names:
     def _shaped(
         self, site: str, node: dict, value: Tensor, depth: int, draws: int, event_dim: int
     ) -> _Variable:
-        frames = {f.dim: f for f in node["cond_indep_stack"] if f.vectorized and f.name != _DRAWS}
+        frames = {f.dim: f for f in frames_of(node) if f.dim is not None}
         order = sorted(frames)
         batch = [frames[d].size if d in frames else 1 for d in range(-depth, 0)]
         event = list(value.shape[value.dim() - event_dim :])

@@ -280,7 +280,7 @@ def test_what_does_not_fit_is_refused() -> None:
             to_arviz(model, guide, x, **options)
     with pytest.raises(DataError, match="one for each of 3 data"):
         to_arviz(model, guide, x, labels=[1, 2])
-    with pytest.raises(DataError, match="at least one datum"):
+    with pytest.raises(DataError, match="holds no data"):
         to_arviz(model, guide, torch.zeros(0, 2))
     with pytest.raises(SiteMismatchError, match="'z'"):
         to_arviz(model, lambda x: None, x)

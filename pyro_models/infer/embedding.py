@@ -10,7 +10,6 @@ from torch.distributions import Categorical
 
 from pyro_models.errors import SiteMismatchError
 from pyro_models.infer.inspection import (
-    Batch,
     as_arguments,
     base_distribution,
     data_size,
@@ -79,7 +78,7 @@ class Embedding:
         return next(iter(self.sites.values()))
 
 
-def embed(guide: Program, x: Batch, *, num_samples: int = 100, batch_size: int = 1000) -> Embedding:
+def embed(guide: Program, x: Any, *, num_samples: int = 100, batch_size: int = 1000) -> Embedding:
     r"""Posterior mean :math:`\mathbb E_q[z \mid x]` and scale of every latent, for any Pyro guide.
 
     Where the moments of a latent are the same whatever the guide draws, they are exact. Otherwise
@@ -88,7 +87,7 @@ def embed(guide: Program, x: Batch, *, num_samples: int = 100, batch_size: int =
 
     Args:
         guide: A Pyro program.
-        x: Data ``(N, ...)``, or a tuple of tensors that are the guide's arguments.
+        x: Data ``(N, ...)``, or a tuple of several arguments of the guide, as for ``fit``.
         num_samples: Runs of the guide for moments that have no closed form, at least 2.
         batch_size: Data encoded at a time, where the guide treats each datum by itself.
 
@@ -110,7 +109,7 @@ def embed(guide: Program, x: Batch, *, num_samples: int = 100, batch_size: int =
         >>> embedding["z"].exact
         True
     """
-    args = as_arguments(x)
+    args = as_arguments(x, guide)
     num_samples = positive_int("num_samples", num_samples)
     batch_size = positive_int("batch_size", batch_size)
     size = len(args[0])

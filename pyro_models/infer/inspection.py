@@ -9,59 +9,48 @@ import torch
 from pyro import poutine
 from pyro.distributions import MaskedDistribution, Unit
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Independent
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_models.errors import DataError
+from pyro_models.infer.arrays import as_tensors
 from pyro_models.infer.scope import BoundProgram
+from pyro_models.infer.sites import frames_of, samples
 from pyro_models.infer.weights import Program
 from pyro_models.programs import DATA_PLATE
 
-Batch = Tensor | tuple[Tensor, ...]
 
-
-def as_arguments(x: Batch) -> tuple[Tensor, ...]:
+def as_arguments(x: Any, *programs: Program) -> tuple[Tensor, ...]:
     """Check data and give it as the positional arguments of a program.
 
     Args:
-        x: Data ``(N, ...)``, or a tuple of tensors that share N.
+        x: What ``fit`` takes too: a tensor or array ``(N, ...)``, a tuple of them, or a record
+            with the attribute ``x``.
+        *programs: Those of them that are modules say the floating type and the device.
 
     Raises:
-        DataError: If it is no tensor, is empty, is not finite, or the lengths differ.
+        DataError: If it is empty or not finite, holds no numbers, or the lengths differ.
 
     Example:
-        >>> [part.shape for part in as_arguments(torch.zeros(3, 2))]
-        [torch.Size([3, 2])]
+        >>> as_arguments([[1, 2]], torch.nn.Linear(2, 1).double())
+        (tensor([[1., 2.]], dtype=torch.float64),)
     """
-    parts = x if isinstance(x, tuple) else (x,)
-    if not parts:
-        raise DataError("the data is an empty tuple; give at least one tensor")
-    for part in parts:
-        _check_tensor(part)
-    lengths = sorted({len(part) for part in parts})
-    if len(lengths) > 1:
-        raise DataError(f"the tensors of the data have lengths {lengths}; give all the same length")
-    return parts
+    like = _first_parameter(programs)
+    if like is None:
+        given = [t for t in tree_leaves(x) if isinstance(t, Tensor) and t.is_floating_point()]
+        like = given[0] if given else torch.empty(0)
+    tensors = as_tensors(x, like.dtype)
+    if tensors is None:
+        raise DataError("the dataset is read item by item; give its data as tensors here")
+    return tuple(tensor.to(like.device) for tensor in tensors)
 
 
-def _check_tensor(part: object) -> None:
-    if not isinstance(part, Tensor):
-        raise DataError(
-            f"the data is of type {type(part).__name__}; give a torch.Tensor, "
-            "for example by torch.as_tensor(data)"
-        )
-    if part.dim() == 0 or part.numel() == 0:
-        raise DataError(
-            f"the data has shape {tuple(part.shape)}; it must hold at least one datum, "
-            "with data along the first dimension"
-        )
-    finite = torch.isfinite(part)
-    if not bool(finite.all()):
-        bad = int((~finite).sum())
-        raise DataError(f"the data holds {bad} values that are NaN or infinite; remove them")
+def _first_parameter(programs: tuple[Program, ...]) -> Tensor | None:
+    modules = [p for p in map(unwrapped, programs) if isinstance(p, nn.Module)]
+    parameters = (parameter for module in modules for parameter in module.parameters())
+    return next((p for p in parameters if p.is_floating_point()), None)
 
 
 def unwrapped(program: Program) -> Program:
@@ -84,11 +73,7 @@ def signature(program: Program) -> inspect.Signature:
 
 def sample_sites(trace: Any) -> dict[str, dict[str, Any]]:
     """The sample sites of a trace by name, without the indices that plates draw."""
-    return {
-        name: node
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample" and not site_is_subsample(node)
-    }
+    return {node["name"]: node for node in samples(trace)}
 
 
 def latent_sites(trace: Any) -> dict[str, dict[str, Any]]:
@@ -126,23 +111,12 @@ def base_distribution(fn: Any) -> Any:
     return fn
 
 
-def plate_depth(trace: Any) -> int:
-    """How many batch dimensions the plates of a trace take up."""
-    dims = [
-        frame.dim
-        for node in sample_sites(trace).values()
-        for frame in node["cond_indep_stack"]
-        if frame.vectorized
-    ]
-    return -min(dims, default=0)
-
-
 def data_size(node: dict[str, Any]) -> int | None:
     """Length of a site's data plate: the one named "data", else the rightmost; or ``None``."""
-    frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+    frames = [frame for frame in frames_of(node) if frame.dim is not None]
     named = [frame for frame in frames if frame.name == DATA_PLATE]
-    chosen = named or sorted(frames, key=lambda frame: -frame.dim)
-    return chosen[0].size if chosen else None
+    chosen = max(named or frames, key=lambda frame: frame.dim or 0, default=None)
+    return None if chosen is None else chosen.size
 
 
 def is_amortized(guide: Program, args: tuple[Tensor, ...]) -> bool:

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_models.errors import NonFiniteError
-from pyro_models.infer.inspection import Batch, as_arguments, footprint, is_amortized
+from pyro_models.infer.inspection import as_arguments, footprint, is_amortized
 from pyro_models.infer.weights import LogWeights, Program, log_weights
 from pyro_models.options import positive_int
 
@@ -69,7 +70,7 @@ class LogLikelihood:
 def log_likelihood(
     model: Program,
     guide: Program,
-    x: Batch,
+    x: Any,
     num_samples: int = 1000,
     *,
     max_memory: int = 512 * 2**20,
@@ -92,7 +93,7 @@ def log_likelihood(
     Args:
         model: A Pyro program that observes ``x``.
         guide: A Pyro program with the same arguments.
-        x: Data ``(N, ...)``, or a tuple of tensors that are the programs' arguments.
+        x: Data ``(N, ...)``, or a tuple of several arguments of the programs, as for ``fit``.
         num_samples: S, draws for each datum.
         max_memory: Bytes for the tensors of one chunk; at least one draw is held at a time.
         progress: Whether to show a progress bar.
@@ -130,7 +131,7 @@ def log_likelihood(
     """
     num_samples = positive_int("num_samples", num_samples)
     max_memory = positive_int("max_memory", max_memory)
-    args = as_arguments(x)
+    args = as_arguments(x, model, guide)
     plan = _plan(model, guide, args, num_samples, max_memory)
     parts = []
     with (

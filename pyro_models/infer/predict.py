@@ -16,17 +16,15 @@ from torch.distributions import biject_to
 
 from pyro_models.errors import OptionError, SiteMismatchError
 from pyro_models.infer.inspection import (
-    Batch,
     as_arguments,
     is_data,
-    plate_depth,
     sample_sites,
     signature,
 )
+from pyro_models.infer.sites import PARTICLES, plate_depth
 from pyro_models.infer.weights import Program
 
 _OBSERVED = "x"
-_DRAWS = "_draws"
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def sample(model: Program, n: int, *, site: str | None = None) -> Tensor:
             trace = poutine.trace(model).get_trace(num_data=n)
             return _simulated(trace, site)
         depth = plate_depth(poutine.trace(model).get_trace())
-        with pyro.plate(_DRAWS, n, dim=-depth - 1):
+        with pyro.plate(PARTICLES, n, dim=-depth - 1):
             trace = poutine.trace(model).get_trace()
         value = _simulated(trace, site)
     # (n, 1, ..., 1, *event): plates of one datum say nothing.
@@ -86,7 +84,7 @@ def sample(model: Program, n: int, *, site: str | None = None) -> Tensor:
     return value
 
 
-def reconstruct(model: Program, guide: Program, x: Batch, *, site: str | None = None) -> Tensor:
+def reconstruct(model: Program, guide: Program, x: Any, *, site: str | None = None) -> Tensor:
     r"""Encode data and decode it again: the mean of :math:`p(x \mid z = \mathbb E_q[z \mid x])`.
 
     Continuous latents are put at the guide's mean, discrete ones at its mode; a latent whose
@@ -95,7 +93,7 @@ def reconstruct(model: Program, guide: Program, x: Batch, *, site: str | None = 
     Args:
         model: A Pyro program.
         guide: A Pyro program with the same arguments.
-        x: Data ``(N, ...)``, or a tuple of tensors that are the programs' arguments.
+        x: Data ``(N, ...)``, or a tuple of several arguments of the programs, as for ``fit``.
         site: The observed site to rebuild; by default ``"x"``, else the only observed one.
 
     Returns:
@@ -117,13 +115,13 @@ def reconstruct(model: Program, guide: Program, x: Batch, *, site: str | None = 
         >>> reconstruct(model, guide, torch.tensor([1.0, 2.0]))
         tensor([0.5000, 1.0000])
     """
-    return _decode(model, guide, as_arguments(x), _Placed(_center), site)
+    return _decode(model, guide, as_arguments(x, model, guide), _Placed(_center), site)
 
 
 def variations(
     model: Program,
     guide: Program,
-    x: Batch,
+    x: Any,
     spread: float,
     n: int,
     *,
@@ -140,7 +138,7 @@ def variations(
     Args:
         model: A Pyro program.
         guide: A Pyro program with the same arguments.
-        x: Data ``(N, ...)``, or a tuple of tensors that are the programs' arguments.
+        x: Data ``(N, ...)``, or a tuple of several arguments of the programs, as for ``fit``.
         spread: Size of the perturbation; 0 gives reconstructions.
         n: How many variations of each datum.
         perturbation: ``Posterior()`` or ``Standard()``.
@@ -171,7 +169,7 @@ def variations(
         raise OptionError(f"n is {n}; ask for at least 1 variation")
     if not 0 <= spread < float("inf"):
         raise OptionError(f"spread is {spread}; it must be zero or a positive number")
-    args = as_arguments(x)
+    args = as_arguments(x, model, guide)
     place = _Placed(lambda fn: _perturbed(fn, spread, perturbation))
     return torch.stack([_decode(model, guide, args, place, site) for _ in range(n)])
 

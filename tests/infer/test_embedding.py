@@ -141,5 +141,5 @@ def test_bad_options_and_data_are_refused() -> None:
         embed(chain, torch.randn(3), num_samples=0)
     with pytest.raises(OptionError, match="batch_size=0"):
         embed(chain, torch.randn(3), batch_size=0)
-    with pytest.raises(DataError, match="at least one datum"):
+    with pytest.raises(DataError, match="holds no data"):
         embed(chain, torch.zeros(0))

@@ -291,11 +291,11 @@ def test_not_finite_weights_name_the_site() -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(0, 3), "at least one datum"),
-        (torch.tensor([[0.0, math.nan, 1.0]]), "1 values that are NaN"),
-        (torch.tensor(1.0), "at least one datum"),
+        (torch.zeros(0, 3), "holds no data"),
+        (torch.tensor([[0.0, math.nan, 1.0]]), "1 of 3 values are NaN"),
+        (torch.tensor(1.0), "holds no data"),
         ((), "empty tuple"),
-        ((torch.zeros(2), torch.zeros(3)), r"lengths \[2, 3\]"),
+        ((torch.zeros(2), torch.zeros(3)), r"\[2, 3\] rows"),
     ],
 )
 def test_bad_data_is_refused(x: Any, message: str) -> None:

@@ -280,5 +280,5 @@ def test_bad_options_and_data_are_refused() -> None:
     for spread in (-1.0, math.nan, math.inf):
         with pytest.raises(OptionError, match="spread is"):
             variations(Linear(), guide, x, spread=spread, n=1)
-    with pytest.raises(DataError, match="at least one datum"):
+    with pytest.raises(DataError, match="holds no data"):
         reconstruct(Linear(), guide, torch.zeros(0, 3))

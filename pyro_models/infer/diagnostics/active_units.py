@@ -1,12 +1,12 @@
 """How many latent dimensions a guide uses."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from pyro_models.errors import OptionError
 from pyro_models.infer.embedding import LatentMoments, embed
-from pyro_models.infer.inspection import Batch
 from pyro_models.infer.weights import Program
 
 
@@ -31,7 +31,7 @@ class ActiveUnits:
 
 
 def active_units(
-    guide: Program, x: Batch, threshold: float = 0.01, *, batch_size: int = 1000
+    guide: Program, x: Any, threshold: float = 0.01, *, batch_size: int = 1000
 ) -> ActiveUnits:
     r"""Count latent dimensions :math:`u` with :math:`\mathrm{Var}_x(\mathbb E_q[z_u|x]) > 0.01`.
 
@@ -42,7 +42,7 @@ def active_units(
 
     Args:
         guide: A Pyro program.
-        x: Data ``(N, ...)``, or a tuple of tensors that are the guide's arguments.
+        x: Data ``(N, ...)``, or a tuple of several arguments of the guide, as for ``fit``.
         threshold: Variance above which a dimension is active.
         batch_size: Data encoded at a time.
 

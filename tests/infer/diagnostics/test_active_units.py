@@ -62,5 +62,5 @@ def test_bad_options_and_data_are_refused() -> None:
     for threshold in (-1.0, math.nan):
         with pytest.raises(OptionError, match="threshold"):
             active_units(guide, torch.randn(3), threshold=threshold)
-    with pytest.raises(DataError, match="at least one datum"):
+    with pytest.raises(DataError, match="holds no data"):
         active_units(guide, torch.zeros(0))
