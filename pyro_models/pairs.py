@@ -199,6 +199,9 @@ def default_likelihood(x: Float[Tensor, "num_data data_dim"]) -> Likelihood:
     anything else                           ``Normal()``, its scale starting at the data's
     ======================================= ===============================================
 
+    Columns of different units share that scale: standardise them first
+    (``data.Standardization``), or choose ``LearnedScale(data_dim=...)``.
+
     Args:
         x: Data, ``(num_data, data_dim)``.
 
