@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "posterior": ENGINE | {"data"},
     "plots": ENGINE | {"data", "posterior"},
     "pairs": BLOCKS | ENGINE | {"models", "guides", "data"},
-    "cli": ENGINE | {"data", "baselines", "posterior", "plots", "pairs"},
+    "cli": BLOCKS | ENGINE | {"data", "baselines", "posterior", "plots", "pairs"},
     "__main__": {"cli"},
 }
 
