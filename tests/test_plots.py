@@ -27,7 +27,9 @@ def some_labels(count, classes):
 
 
 CASES = {
-    "loss": lambda: plots.loss(range(1, 401), [-1e4, *np.linspace(-90, -30, 399)], [400], [-31.0]),
+    "loss": lambda: plots.loss(
+        range(1, 2001), [-1e4, *np.linspace(-90, -30, 1999)], [2000], [-31.0]
+    ),
     "loss, one step": lambda: plots.loss([1], [-3.0]),
     "samples, grey": lambda: plots.samples(
         rows(70, 20), rows(80, 20, 1), image_shape=GREY_SHAPE, title="Samples, z from the prior"

@@ -57,6 +57,10 @@ class Batches(ABC):
     def fingerprint(self) -> str:
         """A digest that tells one data set from another."""
 
+    @abstractmethod
+    def mark(self) -> str:
+        """Digest of the batch given last; empty where the order cannot but be the same again."""
+
     @property
     @abstractmethod
     def generators(self) -> dict[str, torch.Generator]:
@@ -129,6 +133,10 @@ class TensorBatches(Batches):
                 digest.update(_bytes(chunk))
         return digest.hexdigest()
 
+    def mark(self) -> str:
+        """Empty: the order depends on the seed alone."""
+        return ""
+
     @property
     def generators(self) -> dict[str, torch.Generator]:
         """None: the order depends on the seed alone."""
@@ -151,6 +159,7 @@ class LoaderBatches(Batches):
         self.loader = loader
         self.device = device
         self.precision = precision
+        self._latest: Tensors = ()
         self.num_data = _length(getattr(loader, "dataset", None))
         self.per_epoch = _length(loader)
         self.odd = 0
@@ -161,21 +170,21 @@ class LoaderBatches(Batches):
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Tensors]:
         """The batches of an epoch; the first ``skip`` are read at once and dropped."""
-        batches = iter(self.loader)
+        batches = map(self._ready, iter(self.loader))
         for done in range(skip):
             if next(batches, None) is None:
                 raise DataError(
                     f"the DataLoader ended after {done} batches where {skip} were taken before; "
                     "resuming needs a loader that gives the same batches again"
                 )
-        return map(self._ready, batches)
+        return batches
 
     def _ready(self, batch: Any) -> Tensors:
         tensors = arguments(batch)
         alone = len(tensors) == 1
-        return tuple(
-            cast(t.to(self.device, non_blocking=True), self.precision, alone=alone) for t in tensors
-        )
+        moved = (t.to(self.device, non_blocking=True) for t in tensors)
+        self._latest = tuple(cast(t, self.precision, alone=alone) for t in moved)
+        return self._latest
 
     def in_order(self, batch_size: int) -> "LoaderBatches":
         """The loader itself, which has an order of its own."""
@@ -185,6 +194,10 @@ class LoaderBatches(Batches):
         """Kind and length of the dataset; its items are not read."""
         dataset = type(getattr(self.loader, "dataset", self.loader)).__qualname__
         return f"{dataset} of {self.num_data} in {self.per_epoch} batches"
+
+    def mark(self) -> str:
+        """Digest of the batch given last."""
+        return checksum(self._latest)
 
     @property
     def generators(self) -> dict[str, torch.Generator]:
@@ -246,6 +259,10 @@ class Transformed(Batches):
     def fingerprint(self) -> str:
         """That of the data before the transform."""
         return self.batches.fingerprint()
+
+    def mark(self) -> str:
+        """That of the batches below."""
+        return self.batches.mark()
 
     @property
     def generators(self) -> dict[str, torch.Generator]:

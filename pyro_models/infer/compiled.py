@@ -7,7 +7,7 @@ parameters, buffers and optimiser moments are its inputs wherever a program keep
 graph updates them in place.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,12 @@ import pyro
 import torch
 import torch.compiler
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
 
 from pyro_models.infer.dry_run import preserved_rng
 from pyro_models.infer.scope import restore
@@ -28,7 +30,11 @@ class UntraceableError(RuntimeError):
     """A step that cannot become one static graph; the message names why."""
 
 
-_LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
+class MissingStateError(RuntimeError):
+    """The optimiser made state while it was traced: it must do an eager step first."""
+
+
+_LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__)
 
 
 class _RefuseEscapes(TorchFunctionMode):
@@ -40,6 +46,16 @@ class _RefuseEscapes(TorchFunctionMode):
         if func in _LEAVES_TORCH:
             raise UntraceableError(f"Tensor.{func.__name__} turns a tensor into plain numbers")
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _distributions_still_check() -> Iterator[None]:
+    """The first ``torch.compile`` of a process switches argument checks off for all; keep them."""
+    checks = Distribution._validate_args
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checks)
 
 
 class CompiledStep:
@@ -58,16 +74,17 @@ class CompiledStep:
         self, step: Callable[[Sequence[Tensor]], Tensor], batch: list[Tensor], state: list[Tensor]
     ):
         graph = _trace(step, batch, state)
-        # Aliases without gradient: the graph holds its own backward pass.
-        self._state = [tensor.detach() for tensor in state]
+        # The tensors themselves and no aliases of them, so that ``parameter.data = ...`` is seen.
+        self._state = state
         on_cuda = any(tensor.is_cuda for tensor in state)
         if on_cuda:
             for tensor in self._state:
                 torch._dynamo.mark_static_address(tensor)
         # Not the module itself: calling one costs several microseconds more.
-        self._run = torch.compile(
-            graph.forward, dynamic=False, mode="reduce-overhead" if on_cuda else None
-        )
+        with _distributions_still_check():
+            self._run = torch.compile(
+                graph.forward, dynamic=False, mode="reduce-overhead" if on_cuda else None
+            )
 
     def __call__(self, batch: list[Tensor]) -> Tensor:
         """Do one step and return the loss."""
@@ -89,7 +106,8 @@ def _trace(
     try:
         # Validation reads values in Python, which no graph can; the eager first step did it.
         with preserved_rng(batch, state), pyro.validation_enabled(False), _RefuseEscapes():
-            graph = make_fx(flat)(*batch, *state)
+            # Inputs are told by identity: a tensor given twice needs an alias for each.
+            graph = make_fx(flat)(*(tensor.detach() for tensor in batch), *state)
     finally:
         restore(state, before)
     return _cleaned(graph)
@@ -133,10 +151,12 @@ def traceable(optimizer: Optimizer, learning_rates: list[Tensor]) -> Iterator[No
     ``torch.compiler.is_compiling()``; here they are told the same for one ``make_fx`` trace.
 
     Raises:
+        MissingStateError: If the optimiser made state for a parameter that had none.
         UntraceableError: If the optimiser keeps changing numbers outside tensors.
     """
-    saved = [dict(group) for group in optimizer.param_groups]
-    numbers = _numbers(optimizer)
+    groups = [dict(group) for group in optimizer.param_groups]
+    state = {parameter: dict(values) for parameter, values in optimizer.state.items()}
+    numbers, tensors = _numbers(optimizer), _tensors(optimizer)
     overrides = {"capturable": True, "foreach": True, "fused": None}
     for group, rate in zip(optimizer.param_groups, learning_rates, strict=True):
         group.update({key: value for key, value in overrides.items() if key in group})
@@ -145,20 +165,72 @@ def traceable(optimizer: Optimizer, learning_rates: list[Tensor]) -> Iterator[No
     torch.compiler._is_compiling_flag = True
     try:
         yield
-        if _numbers(optimizer) != numbers:
+        if _tensors(optimizer).keys() != tensors.keys():
+            raise MissingStateError
+        if _numbers(optimizer) != numbers or _tensors(optimizer) != tensors:
             raise UntraceableError(f"{type(optimizer).__name__} keeps its state outside tensors")
     finally:
         torch.compiler._is_compiling_flag = flag
-        for group, values in zip(optimizer.param_groups, saved, strict=True):
+        for group, values in zip(optimizer.param_groups, groups, strict=True):
             group.update(values)
+        optimizer.state.clear()
+        optimizer.state.update(state)
 
 
 def _numbers(optimizer: Optimizer) -> list[Any]:
-    """All plain numbers that an optimiser keeps, learning rates and our overrides aside."""
+    """All plain values that an optimiser keeps, learning rates and our overrides aside."""
     kept = ("lr", "params", "capturable", "foreach", "fused")
     groups = [{k: v for k, v in g.items() if k not in kept} for g in optimizer.param_groups]
     state = [
         {k: v for k, v in values.items() if not isinstance(v, Tensor)}
         for values in optimizer.state.values()
     ]
-    return [*groups, *state]
+    return [*groups, *(values for values in state if values)]
+
+
+def _tensors(optimizer: Optimizer) -> dict[tuple[int, str], int]:
+    """Identities of the tensors that an optimiser keeps, by parameter and name."""
+    return {
+        (id(parameter), key): id(value)
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def signature(args: tuple, kwargs: dict) -> tuple[Hashable, list[Tensor]]:
+    """What must be the same for a graph to serve again, and the tensors it is given.
+
+    Raises:
+        UntraceableError: If an argument is neither tensor nor hashable.
+    """
+    leaves: list[Any] = [*args, *kwargs.values()]
+    structure: Hashable = (len(args), *kwargs)
+    if any(isinstance(leaf, list | tuple | dict) for leaf in leaves):
+        # Flattening costs as much as a small graph: only nested arguments pay for it.
+        leaves, structure = tree_flatten((args, kwargs))
+    key = (structure, *(_describe(leaf) for leaf in leaves))
+    return key, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _describe(leaf: Any) -> Hashable:
+    if isinstance(leaf, Tensor):
+        strides = leaf.stride() if leaf.layout is torch.strided else leaf.layout
+        return leaf.shape, strides, leaf.dtype, leaf.device
+    if not isinstance(leaf, Hashable):
+        raise UntraceableError(
+            f"an argument is a {type(leaf).__name__}, whose contents a graph would not see; "
+            "give tensors"
+        )
+    return type(leaf), leaf
+
+
+def reason(error: BaseException) -> str:
+    """One line that says why a step cannot be compiled."""
+    text = str(error)
+    if "_local_scalar_dense" in text:
+        return "a tensor's value is asked for in Python: .item(), float(), or a branch on it"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Compilers put a headline such as "backend='inductor' raised:" before what they mean.
+    said = next((line for line in lines if not line.endswith(":")), "")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -1,5 +1,6 @@
 """Runs of a program that leave no trace: generators and buffers are put back afterwards."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,20 +10,30 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 
-def module_of(program: Any) -> nn.Module | None:
-    """The module that a program is, or a method of which it is."""
+def modules_of(program: Any) -> dict[str, nn.Module]:
+    """The modules that a program runs, as far as can be seen from outside, by name.
+
+    They are the program itself, or the object that it is a method of, or the modules among the
+    variables that a function takes from around it.
+    """
     owner = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
-    return owner if isinstance(owner, nn.Module) else None
+    if isinstance(owner, nn.Module):
+        return {"": owner}
+    if not inspect.isfunction(program):
+        return {}
+    around = inspect.getclosurevars(program)
+    variables = {**around.globals, **around.nonlocals}
+    return {name: value for name, value in variables.items() if isinstance(value, nn.Module)}
 
 
 @contextmanager
 def preserved_rng(*holders: Any) -> Iterator[None]:
     """Restore torch's generators afterwards: the CPU's, and of each CUDA device in ``holders``."""
-    tensors = []
+    tensors: list[Tensor] = []
     for leaf in tree_leaves(holders):
-        module = module_of(leaf)
         tensors += [leaf] if isinstance(leaf, Tensor) else []
-        tensors += list(module.parameters()) if module is not None else []
+        for module in modules_of(leaf).values():
+            tensors += module.parameters()
     devices = {t.device.index or 0 for t in tensors if t.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices)):
         yield
@@ -31,7 +42,7 @@ def preserved_rng(*holders: Any) -> Iterator[None]:
 @contextmanager
 def preserved_buffers(*programs: Any) -> Iterator[None]:
     """Put back the programs' buffers, such as running means, and what they held."""
-    modules = {m for p in programs if (owner := module_of(p)) is not None for m in owner.modules()}
+    modules = {part for p in programs for m in modules_of(p).values() for part in m.modules()}
     kept = [
         (module, name, buffer, buffer.clone())
         for module in modules

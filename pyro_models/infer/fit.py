@@ -15,6 +15,7 @@ from pyro_models.infer.preparation import (
     Setup,
     check_options,
     default_dtype,
+    plan,
     read_checkpoint,
 )
 from pyro_models.infer.progress import make_display
@@ -144,17 +145,17 @@ def fit(
         batches = setup.training_batches(data, batch_size, will_save=checkpoint is not None)
         random = RandomState(setup.device, batches.generators)
         probe = OptimizerProbe(optimizer)
-        step = Step(model, guide, objective or ELBO(), probe)
+        course = plan(epochs, batches, schedule, kl_warmup, compiled, saved)
+        step = Step(model, guide, objective or ELBO(), probe, compiled=course.compiled)
         with random.preserved():
             kwargs = setup.check(step, batches)
-        course = setup.course(epochs, batches, schedule, kl_warmup, compiled, saved, kwargs)
         held_out = setup.held_out(validation, batches, step, kwargs)
         config: dict[str, Any] = {}
         if checkpoint is not None:
             options = {"batch_size": batch_size, "early_stopping": early_stopping}
             config = setup.config(batches, held_out, step, course, probe, options)
         run = Run(
-            Trainer(step, batches, course, random),
+            Trainer(step, batches, course, random, kwargs),
             held_out=held_out,
             early_stopping=early_stopping,
             checkpoint=checkpoint,
@@ -186,7 +187,7 @@ def _record(run: Run, reason: StopReason, seed: int) -> Fit:
     return Fit(
         model=step.model,
         guide=step.guide,
-        parameters=step.parameters(),
+        parameters={name: p.detach() for name, p in step.parameters().items()},
         history=tuple(run.history),
         steps=run.trainer.position.step,
         num_data=run.trainer.batches.num_data,

@@ -42,7 +42,7 @@ class Fit:
     guide: Callable[..., Any]
     """The trained guide, bound to this fit's parameters."""
     parameters: dict[str, Tensor]
-    """The trained tensors by name: unconstrained values, the live ones."""
+    """The trained tensors by name, unconstrained; without gradient, in the parameters' memory."""
     history: tuple[EpochRecord, ...]
     """One record an epoch; ``pandas.DataFrame(fit.history)`` makes a table of it."""
     steps: int

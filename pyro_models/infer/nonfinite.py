@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_models.errors import NonFiniteError, PyroModelsError
+from pyro_models.errors import CheckpointError, NonFiniteError, PyroModelsError
 from pyro_models.infer.arrays import Tensors
 from pyro_models.infer.trainer import Snapshot, Trainer
 from pyro_models.infer.weights import LogWeights, log_weights
@@ -72,7 +72,10 @@ class Watch:
         trainer = self._trainer
         last = trainer.position.step + 1
         trainer.restore(self._snapshot)
-        batch = self._replay(last)
+        try:
+            batch = self._replay(last)
+        except CheckpointError:  # a loader that does not repeat itself
+            batch = None
         if batch is None:
             trainer.restore(self._snapshot)
             first = self._snapshot.position.step
@@ -130,7 +133,7 @@ class Watch:
     def _run(self, batch: Tensors) -> LogWeights:
         step = self._trainer.step
         count = step.objective.num_particles
-        kwargs = self._trainer.course.kwargs
+        kwargs = self._trainer.kwargs
         return log_weights(step.model, step.guide, *batch, num_particles=count, **kwargs)
 
     def _bad_sites(self, batch: Tensors) -> tuple[str, ...]:

@@ -123,6 +123,25 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def plan(
+    epochs: int,
+    batches: Batches,
+    schedule: Schedule | None,
+    kl_warmup: KLSchedule | None,
+    compiled: bool | None,
+    saved: Saved | None,
+) -> Course:
+    """Decide what to do at each step; what a saved fit decided stays decided."""
+    total = batches.per_epoch * epochs if batches.per_epoch is not None else None
+    if compiled is None:
+        worthwhile = total is not None and total >= COMPILE_FROM_STEPS
+        compiled = bool(saved.record["compiled"]) if saved is not None else worthwhile
+    odd_compiled = compiled and epochs >= COMPILE_FROM_STEPS
+    if saved is not None:
+        odd_compiled = compiled and bool(saved.record["odd_compiled"])
+    return Course(epochs, total, schedule, kl_warmup, compiled, batches.odd, odd_compiled)
+
+
 @dataclass(frozen=True, eq=False)
 class Setup:
     """The pair, and what all that is made for the fit has in common."""
@@ -199,28 +218,6 @@ class Setup:
         reads = isinstance(getattr(in_order, "batches", in_order), LoaderBatches)
         for batch in islice(in_order.epoch(0), 1 if reads else None):
             check(batch[0])
-
-    def course(
-        self,
-        epochs: int,
-        batches: Batches,
-        schedule: Schedule | None,
-        kl_warmup: KLSchedule | None,
-        compiled: bool | None,
-        saved: Saved | None,
-        kwargs: Mapping[str, Any],
-    ) -> Course:
-        """Decide what to do at each step; what a saved fit decided stays decided."""
-        total = batches.per_epoch * epochs if batches.per_epoch is not None else None
-        if compiled is None:
-            worthwhile = total is not None and total >= COMPILE_FROM_STEPS
-            compiled = bool(saved.record["compiled"]) if saved is not None else worthwhile
-        odd_compiled = compiled and epochs >= COMPILE_FROM_STEPS
-        if saved is not None:
-            odd_compiled = compiled and bool(saved.record["odd_compiled"])
-        return Course(
-            epochs, total, schedule, kl_warmup, compiled, batches.odd, odd_compiled, kwargs
-        )
 
     def held_out(
         self, validation: Any, training: Batches, step: Step, kwargs: Mapping[str, Any]

@@ -1,5 +1,6 @@
 """The loop of a fit: epochs of steps, and what is done at the end of each."""
 
+import functools
 import importlib.metadata
 import math
 import platform
@@ -114,6 +115,8 @@ class Run:
     def _epochs(self, display: Display, interrupt: Interrupt) -> StopReason:
         trainer = self.trainer
         while trainer.position.epoch < trainer.course.epochs:
+            if interrupt.requested:
+                return StopReason.INTERRUPTED
             if self.best.exhausted:
                 return StopReason.EARLY_STOPPING
             for batch in self._batches(interrupt):
@@ -244,6 +247,7 @@ class Run:
         course = self.trainer.course
         record = {
             "position": asdict(snapshot.position),
+            "mark": snapshot.mark,
             "seed": self._seed,
             "compiled": course.compiled,
             "odd_compiled": course.odd_compiled,
@@ -275,6 +279,7 @@ class Run:
                 saved.group("step"),
                 saved.group("random"),
                 saved.group("epoch_random"),
+                record["mark"],
             )
         )
         self._meter = LossMeter(record["loss_total"], record["loss_weight"])
@@ -300,6 +305,7 @@ def _records(columns: dict[str, list[Any]]) -> list[EpochRecord]:
     return [EpochRecord(**dict(zip(decoded, row, strict=True))) for row in rows]
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     packages = ("pyro-models", "torch", "pyro-ppl", "numpy", "safetensors")
     found = {name: importlib.metadata.version(name) for name in packages}

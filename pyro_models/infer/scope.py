@@ -8,8 +8,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.params.param_store import ParamStoreDict
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_models.infer.dry_run import modules_of
 from pyro_models.infer.weights import Program
 
 
@@ -53,21 +55,38 @@ class Scope:
             programs: The model and guide by prefix of their parameters' names.
             run: Runs both, so that lazily made parameters come to exist.
         """
-        modules = {name: p for name, p in programs.items() if isinstance(p, nn.Module)}
-        # PyroModule sets requires_grad on whatever it shows to Pyro: what is frozen stays frozen.
-        frozen = [p for m in modules.values() for p in m.parameters() if not p.requires_grad]
-        with self(), poutine.trace(param_only=True) as seen:
+        with self(), poutine.trace(param_only=True) as seen, _KeepFrozen():
             run()
-        for parameter in frozen:
-            parameter.requires_grad_(False)
         found = {
             f"{prefix}.{path}": parameter
-            for prefix, module in modules.items()
-            for path, parameter in module.named_parameters()
+            for prefix, program in programs.items()
+            if isinstance(program, nn.Module)
+            for path, parameter in program.named_parameters()
         }
         for name, site in seen.trace.nodes.items():
-            found.setdefault(name, site["value"].unconstrained())
+            value: Any = site["value"]
+            found.setdefault(name, value.unconstrained())
         return _distinct({n: p for n, p in found.items() if p.requires_grad})
+
+
+class _KeepFrozen(Messenger):
+    """Keeps frozen parameters frozen, which Pyro's store thaws when they are shown to it.
+
+    ``PyroModule`` shows it every parameter that it has.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen: list[nn.Parameter] = []
+
+    def _pyro_param(self, msg: Any) -> None:
+        given = [a for a in msg["args"] if isinstance(a, nn.Parameter)]
+        self._frozen += [parameter for parameter in given if not parameter.requires_grad]
+
+    def __exit__(self, *error: Any) -> None:
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        super().__exit__(*error)
 
 
 def _distinct(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -105,13 +124,13 @@ class BoundProgram:
 
 
 def buffers(programs: dict[str, Program]) -> dict[str, Tensor]:
-    """The buffers of those programs that are modules, by name, each once."""
+    """The buffers of the programs' modules, by name, each once."""
     return _distinct(
         {
-            f"{prefix}.{path}": buffer
+            ".".join(part for part in (prefix, name, path) if part): buffer
             for prefix, program in programs.items()
-            if isinstance(program, nn.Module)
-            for path, buffer in program.named_buffers()
+            for name, module in modules_of(program).items()
+            for path, buffer in module.named_buffers()
         }
     )
 

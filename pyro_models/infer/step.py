@@ -1,6 +1,7 @@
 """One optimisation step of a pair: eager, or as one compiled graph."""
 
 import logging
+import subprocess
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -11,26 +12,43 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_models.errors import CheckpointError, OptionError
-from pyro_models.infer.compiled import CompiledStep, traceable
-from pyro_models.infer.dry_run import preserved_rng
+from pyro_models.infer import optimizer_state
+from pyro_models.infer.compiled import (
+    CompiledStep,
+    MissingStateError,
+    UntraceableError,
+    reason,
+    signature,
+    traceable,
+)
+from pyro_models.infer.dry_run import dry_run, preserved_buffers
 from pyro_models.infer.objectives import Objective
 from pyro_models.infer.scope import Scope, buffers
-from pyro_models.infer.weights import Program, log_weights
+from pyro_models.infer.weights import LogWeights, Program, log_weights
 
 logger = logging.getLogger(__name__)
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
-# What torch raises when a program cannot be traced or a machine cannot compile. The step has run
-# eagerly before, so an error that comes only now says something of the tracing, not of the program.
+# What is raised where a program cannot be traced or a machine cannot compile. Whether it says
+# something of the tracing or of the program, an eager run of the same step tells.
 _CANNOT_COMPILE = (
     RuntimeError,
-    NotImplementedError,
     TypeError,
     ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
     AssertionError,
+    ImportError,
     OSError,
+    subprocess.SubprocessError,
 )
+
+# Each kind of batch costs seconds to compile; where all of them differ that never ends.
+MOST_GRAPHS = 16
+
+_SMALLEST_RATE = 1e-30
 
 
 class Step:
@@ -43,11 +61,14 @@ class Step:
     With ``compiled=True`` the whole step (sampling, log-densities, backward pass, optimiser) is
     traced once for each shape of batch and becomes one compiled graph; the very first step is
     eager, because the optimiser makes its state then. Learning rate and KL weight are inputs of
-    the graph, so that a schedule never recompiles. Python values other than tensors among the
-    arguments, and everything random outside torch, are fixed in the graph. Where the step
-    cannot be traced or compiled it stays eager, ``fallback_reason`` says why, and one line is
-    logged. Eager and compiled steps follow the same trajectory up to rounding; their random
-    draws differ, because the compiler has its own generator (seeded from torch's).
+    the graph, so that a schedule never recompiles. Python values among the arguments, whether
+    the model is in training mode and which parameters are frozen each have their graph;
+    everything else that is no tensor, and what is random outside torch, is fixed in the graph.
+    Where the step cannot be traced or compiled it stays eager, ``fallback_reason`` says why, and
+    one line is logged. Eager and compiled steps follow the same trajectory up to rounding; their
+    random draws differ, because the compiler has its own generator (seeded from torch's).
+
+    Trained is what requires gradients at the first run; it may be frozen, and thawed, later.
 
     Parameters that a program makes with ``pyro.param`` live in this step, not in Pyro's global
     store: ``step.model`` and ``step.guide`` are the programs bound to them.
@@ -111,8 +132,12 @@ class Step:
         self._rate_inputs: list[Tensor] = []
         self._lr_factor = 1.0
         self._kl_weight = 1.0
-        self._kl_input = torch.ones(())
+        self._kl_input = torch.ones((), dtype=torch.float64)
         self._steps = 0
+        self._stored = 0
+        self._needs_closure = False
+        self._stays_eager = not compiled
+        self._unprepared: set[Hashable] = set()
 
     @property
     def model(self) -> Program:
@@ -160,10 +185,11 @@ class Step:
         """
         if self._optimizer is not None:
             return
-        with preserved_rng(args, kwargs, *self._programs.values()), torch.no_grad():
+        with dry_run(*self._programs.values(), args, kwargs):
             self._parameters = self._scope.collect(
-                self._programs, lambda: self._weights(args, kwargs, num_particles=1)
+                self._programs, lambda: self._weights(args, kwargs)
             )
+        self._stored = len(self._scope.parameters)
         if not self._parameters:
             raise OptionError(
                 "neither model nor guide has a parameter to train; make one with pyro.param or "
@@ -171,12 +197,13 @@ class Step:
             )
         parameters = list(self._parameters.values())
         self._optimizer = self._make_optimizer(parameters)
+        self._needs_closure = optimizer_state.needs_closure(self._optimizer)
         self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         device = parameters[0].device
         self._rate_inputs = [
             torch.tensor(rate, dtype=torch.float64, device=device) for rate in self._rates
         ]
-        self._kl_input = torch.tensor(self._kl_weight, device=device)
+        self._kl_input = torch.tensor(self._kl_weight, dtype=torch.float64, device=device)
         if device.type == "cuda":
             for group in self._optimizer.param_groups:
                 # Step counts on the device: no step ever waits for it, eager or compiled.
@@ -189,15 +216,16 @@ class Step:
         groups = self._optimizer.param_groups
         for group, rate, tensor in zip(groups, self._rates, self._rate_inputs, strict=True):
             group["lr"] = rate * self._lr_factor
-            tensor.fill_(group["lr"])
+            # Adam and its kin divide by a rate that is a tensor: zero would give 0 / 0.
+            tensor.fill_(max(group["lr"], _SMALLEST_RATE))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """Do one step on a batch and return the loss, in nats per datum, without waiting for it."""
         self.initialize(*args, **kwargs)
-        if self.compiled and self.fallback_reason is None and self._steps:
-            loss = self._compiled(args, kwargs)
-        else:
+        if self._stays_eager or not self._steps:
             loss = self._eager(args, kwargs, self._kl_weight)
+        else:
+            loss = self._compiled(args, kwargs)
         self._steps += 1
         return loss
 
@@ -205,89 +233,151 @@ class Step:
         """The bound on a batch, in nats per datum, without a step or gradients."""
         self.initialize(*args, **kwargs)
         with torch.no_grad(), self._scope():
-            weights = self._weights(args, kwargs, self.objective.num_particles)
+            weights = self._weights(args, kwargs)
             return self.objective.estimate(weights).bound / weights.num_data
 
-    def _weights(self, args: tuple, kwargs: dict, num_particles: int) -> Any:
+    def _weights(self, args: tuple, kwargs: dict) -> LogWeights:
         model, guide = self._programs["model"], self._programs["guide"]
-        return log_weights(model, guide, *args, num_particles=num_particles, **kwargs)
+        particles = self.objective.num_particles
+        return log_weights(model, guide, *args, num_particles=particles, **kwargs)
 
     def _eager(self, args: tuple, kwargs: dict, kl_weight: Tensor | float) -> Tensor:
         """The step itself: also what is traced to a graph."""
-        optimizer = self._optimizer
-        if optimizer is None:
+        optimizer = self._made_optimizer()
+        parameters = [p for p in self._parameters.values() if p.requires_grad]
+        gradients = [parameter.grad for parameter in parameters]
+        losses = []
+
+        def evaluate() -> Any:
+            with torch.enable_grad(), self._scope():
+                weights = self._weights(args, kwargs)
+                bound, surrogate = self.objective.estimate(weights, kl_weight)
+                loss = -surrogate / weights.num_data
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            self._check_parameters()
+            for parameter, gradient in zip(parameters, found, strict=True):
+                parameter.grad = gradient
+            losses.append(-bound / weights.num_data)
+            return loss.detach()
+
+        try:
+            if self._needs_closure:
+                optimizer.step(evaluate)
+            else:
+                evaluate()
+                optimizer.step()
+        finally:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+        return losses[0]
+
+    def _made_optimizer(self) -> Optimizer:
+        if self._optimizer is None:
             raise OptionError("the step has no parameters yet; call it, or initialize, first")
-        parameters = list(self._parameters.values())
-        with torch.enable_grad(), self._scope():
-            weights = self._weights(args, kwargs, self.objective.num_particles)
-            bound, surrogate = self.objective.estimate(weights, kl_weight)
-            loss = -surrogate / weights.num_data
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-        for parameter in parameters:
-            parameter.grad = None
-        return -bound / weights.num_data
+        return self._optimizer
+
+    def _check_parameters(self) -> None:
+        late = list(self._scope.parameters)[self._stored :]
+        if late:
+            raise OptionError(
+                f"{late} first appeared after the first step, too late to be trained; let every "
+                "run of the programs make every parameter"
+            )
 
     def _compiled(self, args: tuple, kwargs: dict) -> Tensor:
-        key, batch = _signature(args, kwargs)
+        try:
+            key, batch = signature(args, kwargs)
+        except UntraceableError as error:
+            return self._fall_back(error, args, kwargs)
+        key = (key, *self._modes())
         if key in self._graphs:
             return self._graphs[key](batch)
-        leaves, structure = tree_flatten((args, kwargs))
-        try:
-            graph = self._trace(leaves, structure, batch)
-            loss = graph(batch)
-        except _CANNOT_COMPILE as error:
-            self.fallback_reason = _first_line(error)
-            logger.warning("the step stays eager, it cannot be compiled: %s", self.fallback_reason)
+        if len(self._graphs) == MOST_GRAPHS:
+            self._explain(f"{MOST_GRAPHS} kinds of batch have a graph, and no further ones get any")
             return self._eager(args, kwargs, self._kl_weight)
+        try:
+            graph = self._trace(args, kwargs, batch)
+            loss = graph(batch)
+        except MissingStateError as error:
+            if key in self._unprepared:
+                return self._fall_back(error, args, kwargs)
+            self._unprepared.add(key)
+            return self._eager(args, kwargs, self._kl_weight)
+        except _CANNOT_COMPILE as error:
+            return self._fall_back(error, args, kwargs)
         self._graphs[key] = graph
         return loss
 
-    def _trace(self, leaves: list, structure: Any, batch: list[Tensor]) -> CompiledStep:
-        optimizer = self._optimizer
-        if optimizer is None:
-            raise OptionError("the step has no parameters yet; call it, or initialize, first")
+    def _modes(self) -> tuple[bool | None, ...]:
+        """What else changes the graph: training modes and frozen parameters."""
+        training = (getattr(program, "training", None) for program in self._programs.values())
+        return (*training, *(p.requires_grad for p in self._parameters.values()))
+
+    def _fall_back(self, error: Exception, args: tuple, kwargs: dict) -> Tensor:
+        """Do the step eagerly, as all that follow; an error of the program itself is raised."""
+        loss = self._eager(args, kwargs, self._kl_weight)
+        self._stays_eager = True
+        self._explain(reason(error))
+        return loss
+
+    def _explain(self, why: str) -> None:
+        if self.fallback_reason is None:
+            self.fallback_reason = why
+            logger.warning("the step stays eager, it cannot be compiled: %s", why)
+
+    def _trace(self, args: tuple, kwargs: dict, batch: list[Tensor]) -> CompiledStep:
+        optimizer = self._made_optimizer()
+        leaves, structure = tree_flatten((args, kwargs))
         for values in optimizer.state.values():
             # Bias corrections 1 - beta**t need more digits than float32 has.
             if isinstance(values.get("step"), Tensor):
                 values["step"] = values["step"].double()
+        own = buffers(self._programs)
 
         def run(tensors: Sequence[Tensor]) -> Tensor:
             given = iter(tensors)
             filled = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             args, kwargs = tree_unflatten(filled, structure)
             with traceable(optimizer, self._rate_inputs):
-                return self._eager(args, kwargs, self._kl_input)
+                loss = self._eager(args, kwargs, self._kl_input)
+            for name, buffer in buffers(self._programs).items():
+                if buffer is not own.get(name):
+                    raise UntraceableError(f"buffer {name} is replaced and not changed in place")
+            return loss
 
         state = [*self._state().values(), *self._rate_inputs, self._kl_input]
-        return CompiledStep(run, batch, state)
+        with preserved_buffers(*self._programs.values()):
+            return CompiledStep(run, batch, state)
 
     def _state(self) -> dict[str, Tensor]:
         """Every tensor that a step may change, by name; the tensors themselves."""
         state = {f"parameter/{name}": p for name, p in self._parameters.items()}
         state |= {f"buffer/{name}": b for name, b in buffers(self._programs).items()}
         if self._optimizer is not None:
-            for name, parameter in self._parameters.items():
-                for key, value in sorted(self._optimizer.state.get(parameter, {}).items()):
-                    if isinstance(value, Tensor):
-                        state[f"optimizer/{name}/{key}"] = value
+            state |= optimizer_state.tensors(self._optimizer, self._parameters)
         return state
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of parameters, buffers, optimiser moments and the number of steps, by name."""
+        """A copy of parameters, buffers, optimiser moments and the number of steps, by name.
+
+        What an optimiser keeps besides tensors and numbers (LBFGS keeps lists) is not in it.
+        """
         state = {name: value.detach().clone() for name, value in self._state().items()}
+        if self._optimizer is not None:
+            state |= optimizer_state.numbers(self._optimizer, self._parameters)
         return state | {"steps": torch.tensor(self._steps)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy a ``state_dict`` back, in place; call ``initialize`` or a step before.
 
         Raises:
+            OptionError: If the step has no parameters yet.
             CheckpointError: If names or shapes differ from this pair's.
         """
-        own = {n: t for n, t in self._state().items() if not n.startswith("optimizer/")}
-        given = {n for n in state if n != "steps" and not n.startswith("optimizer/")}
+        optimizer = self._made_optimizer()
+        is_other = optimizer_state.is_optimizer_entry
+        own = {name: tensor for name, tensor in self._state().items() if not is_other(name)}
+        given = {name for name in state if name != "steps" and not is_other(name)}
         if given != set(own):
             raise CheckpointError(
                 f"the state has other tensors than this pair: missing {sorted(set(own) - given)}, "
@@ -302,39 +392,6 @@ class Step:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])
-        self._load_optimizer(state)
+        if not optimizer_state.load(optimizer, self._parameters, state):
+            self._graphs.clear()  # they hold the tensors that the optimiser no longer has
         self._steps = int(state["steps"])
-
-    def _load_optimizer(self, state: dict[str, Tensor]) -> None:
-        """Replace the optimiser's tensors; compiled graphs hold the old ones and go."""
-        if self._optimizer is None:
-            return
-        self._graphs.clear()
-        self._optimizer.state.clear()
-        for name, parameter in self._parameters.items():
-            prefix = f"optimizer/{name}/"
-            for key, value in state.items():
-                if key.startswith(prefix):
-                    self._optimizer.state[parameter][key.removeprefix(prefix)] = value.clone()
-
-
-def _signature(args: tuple, kwargs: dict) -> tuple[Hashable, list[Tensor]]:
-    """What must be the same for a graph to serve again, and the tensors it is given."""
-    leaves: list[Any] = [*args, *kwargs.values()]
-    structure: Hashable = (len(args), *kwargs)
-    if any(isinstance(leaf, list | tuple | dict) for leaf in leaves):
-        # Flattening costs as much as a small graph: only nested arguments pay for it.
-        leaves, structure = tree_flatten((args, kwargs))
-    key = (structure, *(_describe(leaf) for leaf in leaves))
-    return key, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _describe(leaf: Any) -> Hashable:
-    if isinstance(leaf, Tensor):
-        return (leaf.shape, leaf.dtype, leaf.device)
-    return leaf if isinstance(leaf, Hashable) else repr(leaf)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__

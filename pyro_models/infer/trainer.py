@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_models.errors import CheckpointError
 from pyro_models.infer.arrays import Tensors
 from pyro_models.infer.batches import Batches
 from pyro_models.infer.random_state import RandomState
@@ -37,6 +38,8 @@ class Snapshot:
     """State of the generators."""
     epoch_random: dict[str, Tensor]
     """State of the generators as the running epoch began, from which a loader's order follows."""
+    mark: str = ""
+    """Digest of the last batch of the running epoch, where its order may fail to repeat."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,6 @@ class Course:
     """Size of the odd last batch, 0 if there is none."""
     odd_compiled: bool
     """Whether the odd last batch gets a graph too; a rare shape is not worth compiling for."""
-    kwargs: Mapping[str, Any]
-    """Keyword arguments of the programs."""
-
 
 class Trainer:
     """Advances a pair batch by batch, reproducibly from any snapshot.
@@ -69,18 +69,32 @@ class Trainer:
         batches: The data.
         course: What to do at each step.
         random: The generators.
+        kwargs: Keyword arguments of the programs.
     """
 
-    def __init__(self, step: Step, batches: Batches, course: Course, random: RandomState):
+    def __init__(
+        self,
+        step: Step,
+        batches: Batches,
+        course: Course,
+        random: RandomState,
+        kwargs: Mapping[str, Any],
+    ):
         self.step = step
         self.batches = batches
         self.course = course
         self.random = random
+        self.kwargs = kwargs
         self.position = Position()
         self._epoch_random = random.capture()
+        self._mark = ""
 
     def epoch(self) -> Iterator[Tensors]:
-        """The batches of the running epoch that are still to come."""
+        """The batches of the running epoch that are still to come.
+
+        Raises:
+            CheckpointError: If a loader does not give again what it gave before.
+        """
         at = self.position
         if at.batch == 0:
             self._epoch_random = self.random.capture()
@@ -90,6 +104,12 @@ class Trainer:
         with self.random.preserved():
             self.random.restore(self._epoch_random)
             batches = self.batches.epoch(at.epoch, skip=at.batch)
+        if self.batches.mark() != self._mark:
+            raise CheckpointError(
+                "the DataLoader gives other batches than before, so that the epoch cannot be taken "
+                "up again; give its sampler an order that depends on torch's generators alone, or "
+                "write checkpoints at the end of epochs only"
+            )
         return batches
 
     def advance(self, batch: Tensors) -> Tensor:
@@ -101,9 +121,10 @@ class Trainer:
                 step.lr_factor = course.schedule.factor(progress)
             if course.kl_warmup is not None:
                 step.kl_weight = course.kl_warmup.weight(progress)
-        is_odd = course.odd > 0 and len(batch[0]) == course.odd
-        step.compiled = course.odd_compiled if is_odd else course.compiled
-        loss = step(*batch, **course.kwargs)
+        if course.odd:
+            is_odd = len(batch[0]) == course.odd
+            step.compiled = course.odd_compiled if is_odd else course.compiled
+        loss = step(*batch, **self.kwargs)
         self.position = Position(at.epoch, at.batch + 1, at.step + 1)
         return loss
 
@@ -113,12 +134,14 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """A copy of the state."""
-        random = self.random.capture()
-        return Snapshot(self.position, self.step.state_dict(), random, self._epoch_random)
+        mark = self.batches.mark() if self.position.batch else ""
+        state = self.step.state_dict()
+        return Snapshot(self.position, state, self.random.capture(), self._epoch_random, mark)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot."""
         self.position = snapshot.position
         self._epoch_random = snapshot.epoch_random
+        self._mark = snapshot.mark
         self.step.load_state_dict(snapshot.step)
         self.random.restore(snapshot.random)

@@ -172,9 +172,8 @@ def log_weights(
         nesting = _plate_nesting(model, guide, args, kwargs)
         particles = pyro.plate(PARTICLES, num_particles, dim=-nesting - 1)
         model, guide = particles(model), particles(guide)
-    guide_trace, model_trace = _run(model, guide, args, kwargs)
-    _check_sites(model_trace, guide_trace)
-    return _record(model_trace, guide_trace, num_particles, nesting)
+    traces = _run(model, guide, args, kwargs)
+    return _record(*traces, num_particles, nesting)
 
 
 def _run(model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[Any, Any]:
@@ -198,12 +197,15 @@ def _plate_nesting(model: Program, guide: Program, args: tuple, kwargs: dict) ->
         known = _nesting.setdefault(model, weakref.WeakKeyDictionary()).setdefault(guide, known)
     if kind not in known:
         with dry_run(model, guide, args, kwargs):
-            known[kind] = plate_depth(*_run(model, guide, args, kwargs))
+            traces = _run(model, guide, args, kwargs)
+            # Among K particles, a dimension of size K that is not theirs would pass unseen.
+            _record(*traces, particles=1, nesting=None)
+        known[kind] = plate_depth(*traces)
     return known[kind]
 
 
-def _kind(argument: Any) -> Hashable:
-    return argument.dim() if isinstance(argument, Tensor) else type(argument)
+def _kind(argument: Any) -> tuple[type, int]:
+    return type(argument), argument.dim() if isinstance(argument, Tensor) else 0
 
 
 def _check_sites(model_trace: Any, guide_trace: Any) -> None:
@@ -235,7 +237,8 @@ def _check_sites(model_trace: Any, guide_trace: Any) -> None:
             )
 
 
-def _record(model_trace: Any, guide_trace: Any, particles: int, nesting: int | None) -> LogWeights:
+def _record(guide_trace: Any, model_trace: Any, particles: int, nesting: int | None) -> LogWeights:
+    _check_sites(model_trace, guide_trace)
     depth = plate_depth(model_trace, guide_trace) if nesting is None else nesting
     frame = data_frame(model_trace)
     batch = frame.size if frame is not None else 0

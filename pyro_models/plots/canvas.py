@@ -28,14 +28,22 @@ class Picture(Figure):
 
     Example:
         >>> picture = Picture(figsize=(2, 2))
-        >>> picture._repr_png_()[1:4]
+        >>> picture.png()[1:4]
         b'PNG'
     """
 
-    def _repr_png_(self) -> bytes:
+    def png(self, dpi: float | None = None) -> bytes:
+        """The picture as a PNG file's content.
+
+        Args:
+            dpi: Dots an inch; by default the figure's own.
+        """
         buffer = io.BytesIO()
-        FigureCanvasAgg(self).print_figure(buffer, format="png", dpi=self.dpi)
+        FigureCanvasAgg(self).print_figure(buffer, format="png", dpi=dpi or self.dpi)
         return buffer.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
 
 
 def blank(title: str, size: tuple[float, float]) -> Picture:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from pyro_models.errors import DataError
 from pyro_models.plots.canvas import BLUE, INK, ORANGE, Array, Picture, one_panel
 
-MANY = 200
+MANY = 1000
 
 
 def loss(
@@ -59,12 +59,12 @@ def _training(axes: Axes, steps: Array, values: Array) -> None:
     """One curve; if there are many noisy values, pale under their moving average."""
     if len(values) < MANY:
         marker = "o" if len(values) == 1 else ""
-        axes.plot(steps, values, color=BLUE, lw=1.4, marker=marker, label="training batches")
+        axes.plot(steps, values, color=BLUE, lw=1.4, marker=marker, label="training")
         return
     axes.plot(steps, values, color=BLUE, lw=0.6, alpha=0.35)
     width = len(values) // 50
     mean = np.convolve(values, np.full(width, 1 / width), mode="valid")
-    label = f"training batches, mean of {width}"
+    label = f"training, mean of {width}"
     axes.plot(steps[width - 1 :], mean, color=BLUE, lw=1.8, label=label)
 
 

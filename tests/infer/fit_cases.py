@@ -1,15 +1,22 @@
 """Small pairs with known answers, for the tests of ``fit`` and of what it is made of."""
 
 import functools
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_models.infer.fit import fit as _fit
+from pyro_models.infer.history import Fit
 from pyro_models.programs import announce, data_plate
 
 adam = functools.partial(torch.optim.Adam, lr=0.05)
+
+fit: Callable[..., Fit] = functools.partial(
+    _fit, seed=0, progress=False, compiled=False, optimizer=adam
+)
 
 
 def local_model(x: Tensor, num_data: int | None = None) -> None:
@@ -40,11 +47,11 @@ def global_guide(x: Tensor, num_data: int | None = None) -> None:
     pyro.sample("mean", dist.Normal(loc, scale))
 
 
-def mean_model(x: Tensor) -> None:
+def mean_model(x: Tensor) -> Tensor:
     """No latents: x ~ N(loc, 1), whose optimum is the mean of the data."""
     loc = pyro.param("loc", torch.tensor(0.0))
     with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        return pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
 
 def no_guide(*args: object, **kwargs: object) -> None:
@@ -65,17 +72,33 @@ class Decoder(nn.Module):
             return pyro.sample("x", dist.Normal(self.net(z), 1.0).to_event(1), obs=x)
 
 
-class Encoder(nn.Module):
-    """q(z | x), normal with diagonal covariance; batch normalisation gives it buffers."""
+class Centre(nn.Module):
+    """Takes off a running mean, which is a buffer that each step in training changes."""
+
+    mean: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(3)
+        self.shift = nn.Parameter(torch.zeros(3))
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return x - self.mean + self.shift
+
+
+class Encoder(nn.Module):
+    """q(z | x), normal with diagonal covariance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre = Centre()
         self.net = nn.Linear(3, 4)
 
     def forward(self, x: Tensor, num_data: int | None = None) -> None:
         announce(self, "guide")
-        loc, scale = self.net(self.norm(x)).chunk(2, -1)
+        loc, scale = self.net(self.centre(x)).chunk(2, -1)
         with data_plate(len(x), num_data):
             pyro.sample("z", dist.Normal(loc, nn.functional.softplus(scale)).to_event(1))
 

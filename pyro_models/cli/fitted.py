@@ -1,0 +1,71 @@
+"""A pair as a run has it: made for the data, trained or read from a checkpoint."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pyro_models import pairs
+from pyro_models.cli.recipe import Prepared
+from pyro_models.cli.runs import Config, RunFolder
+from pyro_models.errors import CheckpointError
+from pyro_models.infer import Objective, Step, checkpoint
+from pyro_models.infer.random_state import isolated
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Model and guide on one device, ready to be judged and drawn from."""
+
+    model: nn.Module
+    """p(x, z)."""
+    guide: nn.Module
+    """q(z | x)."""
+    device: torch.device
+    """Where their parameters are."""
+    seconds: float
+    """Wall time of the fit."""
+
+
+def make(config: Config, prepared: Prepared) -> pairs.Pair:
+    """Make the pair of a run, untrained; the same at every call.
+
+    Raises:
+        OptionError: If an option cannot work.
+        DataError: If the pair cannot explain the data.
+    """
+    known = pairs.options(config.pair)
+    wanted = {"latent_dim": config.latent_dim, "likelihood": prepared.likelihood()}
+    chosen = {name: value for name, value in wanted.items() if name in known and value is not None}
+    with isolated(torch.device("cpu"), config.seed):
+        return pairs.build(config.pair, prepared.seen(prepared.parts.train), **chosen)
+
+
+def read(folder: RunFolder, config: Config, prepared: Prepared, device: torch.device) -> Fitted:
+    """Read the pair of a run from its newest checkpoint, as the fit would have left it.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged, or of another pair.
+    """
+    if not folder.has_checkpoint:
+        raise CheckpointError(
+            f"the run in {folder.path} has no checkpoint yet; fit it with pyro-models fit --resume "
+            f"{folder.path}"
+        )
+    saved = checkpoint.read(folder.checkpoints)
+    pair = make(config, prepared)
+    for module in (pair.model, pair.guide):
+        module.to(device)
+        module.eval()
+    step = _step(pair.model, pair.guide, pair.objective)
+    x = prepared.seen(prepared.parts.train)
+    step.initialize(x[: config.batch_size].to(device), num_data=len(x))
+    # The parameters of the best held-out bound, if that is where the fit went back to.
+    step.load_state_dict(saved.group("best") or saved.group("step"))
+    return Fitted(pair.model, pair.guide, device, float(saved.record["seconds"]))
+
+
+def _step(model: nn.Module, guide: nn.Module, objective: Objective) -> Step:
+    """A step that is never taken: it knows how a checkpoint's tensors go into a pair."""
+    return Step(model, guide, objective, functools.partial(torch.optim.SGD, lr=0.0), compiled=False)

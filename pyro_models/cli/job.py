@@ -1,0 +1,199 @@
+"""What the commands do: fit a pair into a folder, judge a run, draw from it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_models import plots
+from pyro_models.cli import fitted, pictures
+from pyro_models.cli.fitted import Fitted
+from pyro_models.cli.recipe import Prepared
+from pyro_models.cli.report import Report, judge
+from pyro_models.cli.runs import Config, RunFolder
+from pyro_models.errors import OptionError
+from pyro_models.infer.checkpoint import Checkpoint, encode
+from pyro_models.infer.fit import fit
+from pyro_models.infer.history import Fit
+from pyro_models.infer.predict import sample
+from pyro_models.infer.random_state import isolated
+from pyro_models.infer.schedules import Cosine
+from pyro_models.infer.stopping import EarlyStopping, StopReason
+from pyro_models.infer.validation import Validation
+from pyro_models.pairs import Pair
+from pyro_models.posterior import to_arviz, write_netcdf
+
+LEARNING_RATE = 2e-3
+# Looks at the held-out data that are borne without an improvement, of about 50 in a fit.
+_PATIENCE = 10
+_POSTERIOR_DATA, _POSTERIOR_DRAWS, _POSTERIOR_BYTES = 100, 200, 32 * 2**20
+
+SAMPLE_KINDS = (".npy", ".csv", ".png")
+Tell = Callable[[str], None]
+
+
+def train(
+    config: Config, folder: RunFolder, prepared: Prepared, device: torch.device, progress: bool
+) -> Fit:
+    """Fit the pair of a run, from its newest checkpoint if there is one.
+
+    Args:
+        config: What was asked for.
+        folder: Where it is written.
+        prepared: The data.
+        device: Where to fit.
+        progress: Whether to show how far it has come.
+
+    Raises:
+        NonFiniteError: If the fit diverges.
+        CheckpointError: If a checkpoint cannot be written or read.
+    """
+    pair = fitted.make(config, prepared)
+    result = _fit(pair, config, folder, prepared, device, progress)
+    if result.history:
+        columns = [dataclasses.asdict(record) for record in result.history]
+        folder.write_json(
+            "history.json",
+            [
+                {n: encode(v) if isinstance(v, float) else v for n, v in row.items()}
+                for row in columns
+            ],
+        )
+        folder.write_picture("loss.png", pictures.history(result.history))
+    return result
+
+
+def _fit(
+    pair: Pair,
+    config: Config,
+    folder: RunFolder,
+    prepared: Prepared,
+    device: torch.device,
+    progress: bool,
+) -> Fit:
+    transform = prepared.transform
+    return fit(
+        pair.model,
+        pair.guide,
+        prepared.parts.train.x,
+        objective=pair.objective,
+        optimizer=functools.partial(torch.optim.Adam, lr=LEARNING_RATE),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        # `seen` has looked at the data; their values need not be read again at each step.
+        transform=None if transform is None else transform.apply,
+        schedule=Cosine(),
+        validation=Validation(prepared.parts.validation.x, every=config.every),
+        early_stopping=EarlyStopping(_PATIENCE),
+        device=device,
+        seed=config.seed,
+        progress=progress,
+        checkpoint=Checkpoint(folder.checkpoints, every_epochs=config.every),
+        resume=folder.has_checkpoint,
+    )
+
+
+def finish(
+    config: Config, folder: RunFolder, prepared: Prepared, device: torch.device, tell: Tell
+) -> Report:
+    """Make pictures, posterior draws and the table of a run from its checkpoint.
+
+    Args:
+        config: What was asked for.
+        folder: The run.
+        prepared: The data.
+        device: Where to work.
+        tell: Shows a line.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read, or something cannot be written.
+    """
+    pair = fitted.read(folder, config, prepared, device)
+    tell("drawing pictures")
+    for name, picture in pictures.draw(pair, prepared):
+        folder.write_picture(name, picture)
+    tell("drawing from the posterior")
+    _write_posterior(pair, folder, prepared)
+    tell("estimating log p(x)")
+    report = judge(pair, config.pair, prepared)
+    folder.write_json("report.json", report.as_json())
+    return report
+
+
+def evaluate(config: Config, folder: RunFolder, prepared: Prepared, device: torch.device) -> Report:
+    """Make the table of a run anew from its checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read.
+    """
+    return judge(fitted.read(folder, config, prepared, device), config.pair, prepared)
+
+
+def draw(
+    config: Config,
+    folder: RunFolder,
+    prepared: Prepared,
+    device: torch.device,
+    count: int,
+    seed: int,
+) -> Tensor:
+    """Draw new data from the model of a run, in the data's own units, ``(count, data_dim)``.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read.
+    """
+    pair = fitted.read(folder, config, prepared, device)
+    with isolated(device, seed):
+        return prepared.shown(sample(pair.model, count))
+
+
+def save_samples(x: Tensor, path: Path, prepared: Prepared) -> None:
+    """Write samples to a .npy, .csv or .png file.
+
+    Raises:
+        OptionError: If the file is of another kind, or cannot be written.
+    """
+    test = prepared.parts.test
+    try:
+        if path.suffix == ".npy":
+            np.save(path, x.numpy(), allow_pickle=False)
+        elif path.suffix == ".csv":
+            names = test.feature_names or [f"x{place}" for place in range(x.shape[1])]
+            np.savetxt(
+                path, x.numpy(), fmt="%.7g", delimiter=",", header=",".join(names), comments=""
+            )
+        else:
+            picture = plots.samples(
+                x, test.x, image_shape=test.image_shape, names=test.feature_names
+            )
+            path.write_bytes(picture.png(dpi=150))
+    except OSError as error:
+        raise OptionError(
+            f"cannot write {path}: {error.strerror or error}; give another file with --out"
+        ) from error
+
+
+def _write_posterior(pair: Fitted, folder: RunFolder, prepared: Prepared) -> None:
+    test = prepared.parts.test
+    fitting = _POSTERIOR_BYTES // (2 * 4 * _POSTERIOR_DRAWS * test.data_dim)
+    some = test.subset(slice(max(1, min(_POSTERIOR_DATA, fitting))))
+    with isolated(pair.device, prepared.seed):
+        draws = to_arviz(
+            pair.model,
+            pair.guide,
+            prepared.seen(some).to(pair.device),
+            _POSTERIOR_DRAWS,
+            coords={} if some.feature_names is None else {"x_dim": some.feature_names},
+            labels=some.labels,
+        )
+    with folder.writing("posterior.nc"):
+        write_netcdf(draws, folder.path / "posterior.nc")
+
+
+def interrupted(result: Fit) -> bool:
+    """Whether a fit was ended by Ctrl-C."""
+    return result.stop_reason is StopReason.INTERRUPTED

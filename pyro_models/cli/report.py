@@ -1,0 +1,186 @@
+"""The table at the end of a run: how good the fit is, beside two simple models."""
+
+import math
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pyro_models.baselines import Baseline, Margin
+from pyro_models.cli.fitted import Fitted
+from pyro_models.cli.recipe import Prepared
+from pyro_models.errors import DataError
+from pyro_models.infer import ELBO
+from pyro_models.infer.diagnostics.active_units import active_units
+from pyro_models.infer.likelihood import (
+    COLLAPSED,
+    EffectiveSampleSizeWarning,
+    log_likelihood,
+)
+from pyro_models.infer.random_state import isolated
+
+# Draws from the guide for log p(x), for all held-out data together and for each.
+_ALL_DRAWS, _MOST_DRAWS, _FEWEST_DRAWS = 1_000_000, 5_000, 100
+_ELBO_PARTICLES = 20
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in the table; nats per datum, higher is better."""
+
+    name: str
+    """What it is."""
+    elbo: float | None
+    """Bound on log p(x); None for a model whose log p(x) is exact."""
+    log_p: float
+    """Mean of log p(x) over held-out data."""
+    standard_error: float
+    """Standard error of that mean, over data."""
+    margin: Margin | None
+    """By how much the pair is better, datum by datum; None for the pair itself."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """How good a fit is."""
+
+    data: str
+    """Name of the data set."""
+    kind: str
+    """What log p(x) is of."""
+    held_out: int
+    """Data that it was judged by."""
+    draws: int
+    """Draws from the guide for each estimate of log p(x)."""
+    collapsed: int
+    """Held-out data whose estimate rests on about one draw, and is probably too low."""
+    rows: tuple[Row, ...]
+    """The pair, then the baselines, best first."""
+    active: int
+    """Latent dimensions that are used."""
+    latent: int
+    """Latent dimensions."""
+    seconds: float
+    """Wall time of the fit."""
+    without: str
+    """Why there are no baselines; empty if there are."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as JSON has it, which knows no NaN."""
+        return _finite(asdict(self))
+
+    def notes(self) -> list[str]:
+        """What to know before reading the table."""
+        notes = [
+            f"{self.held_out} held-out data of {self.data}; nats per datum, higher is better; "
+            f"{self.kind}, by importance sampling with {self.draws} draws a datum"
+        ]
+        if self.collapsed:
+            notes.append(
+                f"for {self.collapsed} of {self.held_out} data the estimate of log p(x) rests on "
+                "about one draw, and is probably too low"
+            )
+        if self.without:
+            notes.append(f"no baselines: {self.without}")
+        return notes
+
+    def table(self) -> str:
+        """The table, as aligned plain text.
+
+        Example:
+            >>> rows = (
+            ...     Row("vae", -62.25, -58.5, 1.0, None),
+            ...     Row("normal", None, -70.0, 1.25, Margin(11.5, 0.5)),
+            ... )
+            >>> print(Report("digits", "", 180, 500, 0, rows, 14, 16, 9.87, "").table())
+                      ELBO         log p(x)   vae better by
+            vae     -62.25   -58.50 ± 1.00
+            normal           -70.00 ± 1.25    11.50 ± 0.50
+            active units 14 of 16, fitted in 9.9 seconds
+        """
+        pair = self.rows[0].name
+        cells = [("", "ELBO", "log p(x)", f"{pair} better by" if len(self.rows) > 1 else "")]
+        for row in self.rows:
+            elbo = "" if row.elbo is None else f"{row.elbo:.2f}"
+            margin = row.margin
+            better = "" if margin is None else _plus_minus(margin.mean, margin.standard_error)
+            cells.append((row.name, elbo, _plus_minus(row.log_p, row.standard_error), better))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "   ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+            for line in cells
+        ]
+        lines.append(
+            f"active units {self.active} of {self.latent}, fitted in {self.seconds:.1f} seconds"
+        )
+        return "\n".join(lines)
+
+
+def judge(pair: Fitted, name: str, prepared: Prepared) -> Report:
+    """Judge a fitted pair by the test part, with draws that are the same at every call.
+
+    Args:
+        pair: The pair.
+        name: What the pair is called.
+        prepared: The data.
+
+    Raises:
+        NonFiniteError: If a density is NaN or infinite.
+    """
+    test = prepared.parts.test
+    x = prepared.seen(test).to(pair.device)
+    draws = min(_MOST_DRAWS, max(_FEWEST_DRAWS, _ALL_DRAWS // len(x)))
+    with isolated(pair.device, prepared.seed), warnings.catch_warnings():
+        # The report says itself how many estimates rest on one draw.
+        warnings.simplefilter("ignore", EffectiveSampleSizeWarning)
+        estimate = log_likelihood(pair.model, pair.guide, x, draws)
+        elbo = _elbo(pair, x, len(prepared.parts.train))
+        units = active_units(pair.guide, x)
+    fitted = Row(name, elbo, estimate.mean, estimate.mean_standard_error, None)
+    simple, without = _baselines(prepared)
+    rows = [Row(b.name, None, b.mean, b.standard_error, b.margin(estimate.value)) for b in simple]
+    return Report(
+        data=test.name,
+        kind=prepared.kind,
+        held_out=len(x),
+        draws=draws,
+        collapsed=int((estimate.effective_sample_size < COLLAPSED).sum()),
+        rows=(fitted, *sorted(rows, key=lambda row: -row.log_p)),
+        active=units.count,
+        latent=units.total,
+        seconds=pair.seconds,
+        without=without,
+    )
+
+
+def _elbo(pair: Fitted, x: Tensor, num_data: int) -> float:
+    """The bound over all of ``x``, in nats per datum."""
+    objective = ELBO(num_particles=_ELBO_PARTICLES)
+    total = 0.0
+    for batch in x.split(min(_BATCH, num_data)):
+        terms = objective.terms(pair.model, pair.guide, batch, num_data=num_data)
+        total += float(terms.elbo) * len(batch)
+    return total / len(x)
+
+
+def _baselines(prepared: Prepared) -> tuple[tuple[Baseline, ...], str]:
+    """The baselines, or why there are none."""
+    try:
+        return prepared.baselines(), ""
+    except DataError as error:
+        return (), str(error)
+
+
+def _plus_minus(mean: float, standard_error: float) -> str:
+    return f"{mean:.2f} ± {standard_error:.2f}"
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what JSON cannot say."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
