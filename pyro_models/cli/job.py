@@ -16,14 +16,18 @@ from pyro_models.cli.recipe import Prepared
 from pyro_models.cli.report import Report, judge
 from pyro_models.cli.runs import Config, RunFolder
 from pyro_models.errors import OptionError
-from pyro_models.infer.checkpoint import Checkpoint, encode
-from pyro_models.infer.fit import fit
-from pyro_models.infer.history import Fit
-from pyro_models.infer.predict import sample
+from pyro_models.infer import (
+    Checkpoint,
+    Cosine,
+    EarlyStopping,
+    Fit,
+    StopReason,
+    Validation,
+    fit,
+    sample,
+)
+from pyro_models.infer.checkpoint import encode
 from pyro_models.infer.random_state import isolated
-from pyro_models.infer.schedules import Cosine
-from pyro_models.infer.stopping import EarlyStopping, StopReason
-from pyro_models.infer.validation import Validation
 from pyro_models.pairs import Pair
 from pyro_models.posterior import to_arviz, write_netcdf
 
@@ -55,14 +59,12 @@ def train(
     pair = fitted.make(config, prepared)
     result = _fit(pair, config, folder, prepared, device, progress)
     if result.history:
-        columns = [dataclasses.asdict(record) for record in result.history]
-        folder.write_json(
-            "history.json",
-            [
-                {n: encode(v) if isinstance(v, float) else v for n, v in row.items()}
-                for row in columns
-            ],
-        )
+        rows = [dataclasses.asdict(record) for record in result.history]
+        finite = [
+            {name: encode(v) if isinstance(v, float) else v for name, v in row.items()}
+            for row in rows
+        ]
+        folder.write_json("history.json", finite)
         folder.write_picture("loss.png", pictures.history(result.history))
     return result
 
@@ -190,6 +192,8 @@ def _write_posterior(pair: Fitted, folder: RunFolder, prepared: Prepared) -> Non
             coords={} if some.feature_names is None else {"x_dim": some.feature_names},
             labels=some.labels,
         )
+    # HDF5 may crash on a full disk, where nothing could be caught.
+    folder.reserve("posterior.nc", draws.nbytes + draws.nbytes // 10 + 2**20)
     with folder.writing("posterior.nc"):
         write_netcdf(draws, folder.path / "posterior.nc")
 

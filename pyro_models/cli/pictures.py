@@ -12,9 +12,7 @@ from pyro_models.cli.fitted import Fitted
 from pyro_models.cli.recipe import Prepared
 from pyro_models.data import Data
 from pyro_models.errors import DataError
-from pyro_models.infer.embedding import Embedding, embed
-from pyro_models.infer.history import EpochRecord
-from pyro_models.infer.predict import reconstruct, sample
+from pyro_models.infer import Embedding, EpochRecord, embed, reconstruct, sample
 from pyro_models.infer.random_state import isolated
 from pyro_models.plots import Picture
 

@@ -11,13 +11,9 @@ from pyro_models.baselines import Baseline, Margin
 from pyro_models.cli.fitted import Fitted
 from pyro_models.cli.recipe import Prepared
 from pyro_models.errors import DataError
-from pyro_models.infer import ELBO
-from pyro_models.infer.diagnostics.active_units import active_units
-from pyro_models.infer.likelihood import (
-    COLLAPSED,
-    EffectiveSampleSizeWarning,
-    log_likelihood,
-)
+from pyro_models.infer import ELBO, EffectiveSampleSizeWarning, log_likelihood
+from pyro_models.infer.diagnostics import active_units
+from pyro_models.infer.likelihood import COLLAPSED
 from pyro_models.infer.random_state import isolated
 
 # Draws from the guide for log p(x), for all held-out data together and for each.

@@ -142,6 +142,23 @@ class RunFolder:
         """Write a picture as PNG; see `write`."""
         self.write(name, picture.png(dpi=150))
 
+    def reserve(self, name: str, size: int) -> None:
+        """Make sure that a file of ``size`` bytes could be written now.
+
+        Raises:
+            CheckpointError: If not.
+        """
+        trial = self.path / f".{name}.reserved"
+        with self.writing(name):
+            try:
+                with trial.open("wb") as file:
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(file.fileno(), 0, size)
+                    else:
+                        file.truncate(size)
+            finally:
+                trial.unlink(missing_ok=True)
+
     @contextmanager
     def writing(self, name: str) -> Iterator[None]:
         """Say which file could not be written, and how to go on.
