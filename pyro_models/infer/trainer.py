@@ -61,6 +61,7 @@ class Course:
     odd_compiled: bool
     """Whether the odd last batch gets a graph too; a rare shape is not worth compiling for."""
 
+
 class Trainer:
     """Advances a pair batch by batch, reproducibly from any snapshot.
 
