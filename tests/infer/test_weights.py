@@ -149,7 +149,7 @@ def scaled_by_site() -> Pair:
 
 
 def masked() -> Pair:
-    mask = torch.tensor([True, False, True, False])
+    mask: Any = torch.tensor([True, False, True, False])
 
     def model(x: Tensor) -> None:
         with plate(x):
@@ -167,7 +167,7 @@ def masked() -> Pair:
 
 
 def partly_observed() -> Pair:
-    seen = torch.tensor([True, False, True, True])
+    seen: Any = torch.tensor([True, False, True, True])
 
     def model(x: Tensor) -> None:
         with plate(x):
@@ -402,15 +402,18 @@ class TestDataPlate:
 class TestSequentialPlates:
     values = torch.tensor([0.4, -0.9, 1.5, 0.2])
 
+    def loop(self, x: Tensor) -> Any:
+        return pyro.plate("data", N, subsample=torch.arange(len(x)))
+
     def sequential(self, x: Tensor) -> None:
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        for i in pyro.plate("data", N, subsample=torch.arange(len(x))):
+        for i in self.loop(x):
             z = pyro.sample(f"z_{i}", dist.Normal(mean, 1.0))
             pyro.sample(f"x_{i}", dist.Normal(z, 0.5), obs=x[i])
 
     def sequential_guide(self, x: Tensor) -> None:
         pyro.sample("mean", dist.Delta(torch.tensor(0.3)))
-        for i in pyro.plate("data", N, subsample=torch.arange(len(x))):
+        for i in self.loop(x):
             pyro.sample(f"z_{i}", dist.Delta(self.values[i], log_density=0.1 * float(i)))
 
     def vectorised(self, x: Tensor) -> None:
@@ -536,13 +539,16 @@ class TestRefusals:
 class Noisy(nn.Module):
     """A model with a buffer that changes in place, and one that is replaced, at each run."""
 
+    runs: Tensor
+    last: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("runs", torch.zeros(()))
         self.register_buffer("last", torch.zeros(()))
 
     def forward(self, x: Tensor) -> None:
-        self.runs += 1
+        self.runs.add_(1)
         self.last = x.mean()
         local().model(x)
 
