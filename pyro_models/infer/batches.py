@@ -59,7 +59,7 @@ class Batches(ABC):
 
     @abstractmethod
     def mark(self) -> str:
-        """Digest of the batch given last; empty where the order cannot but be the same again."""
+        """Digest of the running epoch's first batch; empty where the order is sure to repeat."""
 
     @property
     @abstractmethod
@@ -159,7 +159,7 @@ class LoaderBatches(Batches):
         self.loader = loader
         self.device = device
         self.precision = precision
-        self._latest: Tensors = ()
+        self._first: Tensors = ()
         self.num_data = _length(getattr(loader, "dataset", None))
         self.per_epoch = _length(loader)
         self.odd = 0
@@ -170,6 +170,7 @@ class LoaderBatches(Batches):
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Tensors]:
         """The batches of an epoch; the first ``skip`` are read at once and dropped."""
+        self._first = ()
         batches = map(self._ready, iter(self.loader))
         for done in range(skip):
             if next(batches, None) is None:
@@ -183,8 +184,9 @@ class LoaderBatches(Batches):
         tensors = arguments(batch)
         alone = len(tensors) == 1
         moved = (t.to(self.device, non_blocking=True) for t in tensors)
-        self._latest = tuple(cast(t, self.precision, alone=alone) for t in moved)
-        return self._latest
+        batch = tuple(cast(t, self.precision, alone=alone) for t in moved)
+        self._first = self._first or batch
+        return batch
 
     def in_order(self, batch_size: int) -> "LoaderBatches":
         """The loader itself, which has an order of its own."""
@@ -196,8 +198,12 @@ class LoaderBatches(Batches):
         return f"{dataset} of {self.num_data} in {self.per_epoch} batches"
 
     def mark(self) -> str:
-        """Digest of the batch given last."""
-        return checksum(self._latest)
+        """Digest of the running epoch's first batch.
+
+        Later ones may have been augmented with draws that came after a step's, which are not
+        repeated where batches are merely read past.
+        """
+        return checksum(self._first)
 
     @property
     def generators(self) -> dict[str, torch.Generator]:

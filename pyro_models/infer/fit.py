@@ -149,7 +149,7 @@ def fit(
         step = Step(model, guide, objective or ELBO(), probe, compiled=course.compiled)
         with random.preserved():
             kwargs = setup.check(step, batches)
-        held_out = setup.held_out(validation, batches, step, kwargs)
+            held_out = setup.held_out(validation, batches, step, kwargs)
         config: dict[str, Any] = {}
         if checkpoint is not None:
             options = {"batch_size": batch_size, "early_stopping": early_stopping}

@@ -37,15 +37,17 @@ class OptimizerProbe:
         return float("nan") if self._made is None else float(self._made.param_groups[0]["lr"])
 
     def check_saved(self) -> None:
-        """Make sure that tensors are all that the optimiser keeps, as checkpoints hold no more.
+        """Make sure that the optimiser keeps tensors and numbers, as checkpoints hold no more.
 
         Raises:
             CheckpointError: If it keeps something else.
         """
         states = self._made.state.values() if self._made is not None else ()
-        other = {k for s in states for k, v in s.items() if not isinstance(v, Tensor | None)}
+        stored = Tensor | int | float | None
+        other = {k for s in states for k, v in s.items() if not isinstance(v, stored)}
         if other:
             raise CheckpointError(
-                f"{type(self._made).__name__} keeps {sorted(other)} outside tensors, where no "
-                "checkpoint holds them; fit without checkpoint, or with another optimiser"
+                f"{type(self._made).__name__} keeps {sorted(other)}, which are neither tensors "
+                "nor numbers and so in no checkpoint; fit without checkpoints, or with another "
+                "optimiser"
             )

@@ -229,9 +229,11 @@ def _short(rate: float) -> str:
     """A rate in few characters.
 
     Example:
-        >>> _short(0.123), _short(45.6), _short(45600.0)
-        ('0.12', '46', '45.6k')
+        >>> _short(0.123), _short(456.7), _short(45600.0), _short(2e6)
+        ('0.12', '457', '45.6k', '2M')
     """
+    if rate >= 1e6:
+        return f"{rate / 1e6:.3g}M"
     if rate >= 1000:
         return f"{rate / 1000:.3g}k"
     return f"{rate:.2g}" if rate < 100 else f"{rate:.0f}"

@@ -56,13 +56,17 @@ def isolated(device: torch.device, seed: int) -> Iterator[None]:
 
     Only the CPU's generator and that of ``device`` are touched.
     """
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_cuda else [], device_type="cuda"):
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    with RandomState(device, {}).preserved():
+        seed_all(device, seed)
         yield
+
+
+def seed_all(device: torch.device, seed: int) -> None:
+    """Seed the CPU's generator and that of ``device``; those of other devices stay as they are."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 class RandomState:

@@ -106,6 +106,7 @@ class Run:
             self._save()
         reason = self._epochs(display, interrupt)
         self._check()
+        display.show(self._glance())
         if self._checkpoint is not None:
             self._save()
         if self._best_state is not None:
@@ -128,8 +129,6 @@ class Run:
             if interrupt.requested:
                 return StopReason.INTERRUPTED
             asked = self._end_epoch()
-            if display.due() or trainer.position.epoch == trainer.course.epochs:
-                display.show(self._glance())
             if asked:
                 return StopReason.CALLBACK
         return StopReason.EARLY_STOPPING if self.best.exhausted else StopReason.EPOCHS

@@ -39,7 +39,7 @@ class Snapshot:
     epoch_random: dict[str, Tensor]
     """State of the generators as the running epoch began, from which a loader's order follows."""
     mark: str = ""
-    """Digest of the last batch of the running epoch, where its order may fail to repeat."""
+    """Digest of the running epoch's first batch, where the order may fail to repeat."""
 
 
 @dataclass(frozen=True)

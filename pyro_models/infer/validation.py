@@ -10,7 +10,7 @@ from torch import nn
 
 from pyro_models.errors import OptionError
 from pyro_models.infer.batches import Batches
-from pyro_models.infer.random_state import isolated
+from pyro_models.infer.random_state import RandomState, seed_all
 from pyro_models.infer.step import Step
 
 
@@ -71,12 +71,16 @@ class HeldOut:
         self._kwargs = kwargs
         self._device = device
         self._seed = seed
+        self._generators = RandomState(device, batches.generators)
+        self._beginning = self._generators.capture()
 
     def __call__(self) -> float:
         """The bound per datum."""
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         seen = 0
-        with isolated(self._device, self._seed), evaluation_mode(self._modules):
+        with self._generators.preserved(), evaluation_mode(self._modules):
+            self._generators.restore(self._beginning)
+            seed_all(self._device, self._seed)
             for batch in self.batches.epoch(0):
                 total += len(batch[0]) * self._step.evaluate(*batch, **self._kwargs)
                 seen += len(batch[0])

@@ -239,11 +239,11 @@ def test_an_optimiser_that_hides_its_state_is_refused(tmp_path: Path) -> None:
         def step(self, closure=None):
             for group in self.param_groups:
                 for parameter in group["params"]:
-                    self.state[parameter]["count"] = 1
+                    self.state[parameter]["seen"] = [1]
             return super().step(closure)
 
     hidden = functools.partial(Counting, lr=0.1)
-    with pytest.raises(CheckpointError, match="Counting keeps \\['count'\\]"):
+    with pytest.raises(CheckpointError, match="Counting keeps \\['seen'\\]"):
         fit(
             local_model,
             local_guide,

@@ -201,14 +201,17 @@ def test_validation_and_callbacks_that_draw_leave_training_alone() -> None:
     def draw(event: EpochEnd) -> None:
         torch.randn(5)
 
-    plain = fit(local_model, local_guide, x, epochs=4, batch_size=8)
-    often = fit(local_model, local_guide, x, epochs=4, batch_size=8, validation=held_out)
-    seldom = Validation(held_out, every=3)
-    rarely = fit(local_model, local_guide, x, epochs=4, batch_size=8, validation=seldom)
-    called = fit(local_model, local_guide, x, epochs=4, batch_size=8, callbacks=[draw])
-    assert same(plain, often)
-    assert same(plain, rarely)
-    assert same(plain, called)
+    def jitter(x: Tensor) -> Tensor:
+        return x + torch.randn(x.shape)
+
+    options: dict[str, Any] = {"epochs": 4, "batch_size": 8, "transform": jitter}
+    plain = fit(local_model, local_guide, x, **options)
+    often = fit(local_model, local_guide, x, validation=held_out, **options)
+    rarely = fit(local_model, local_guide, x, validation=Validation(held_out, every=3), **options)
+    loader = DataLoader(TensorDataset(held_out), batch_size=4, shuffle=True)
+    loaded = fit(local_model, local_guide, x, validation=loader, **options)
+    called = fit(local_model, local_guide, x, callbacks=[draw], **options)
+    assert all(same(plain, other) for other in (often, rarely, loaded, called))
     assert [e.validation is not None for e in rarely.history] == [False, False, True, False]
 
 

@@ -138,6 +138,25 @@ def test_a_loader(tmp_path: Path, own_generator: bool, workers: int) -> None:
     assert same(resumed, whole)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_that_augments_its_items(tmp_path: Path, workers: int) -> None:
+    class Augmented(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 30
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return index / 30 + 0.1 * torch.randn(3)
+
+    def run(directory: Path, after: int | None) -> Fit:
+        loader = DataLoader(Augmented(), batch_size=4, shuffle=True, num_workers=workers)
+        if after is None:
+            whole = {"data": loader, "epochs": 2, "transform": DyingTransform(None)}
+            return fit(*network_pair(), **whole)
+        return interrupted(directory, after, data=loader, epochs=2)
+
+    assert same(run(tmp_path, 14), run(tmp_path, None))
+
+
 def test_a_loader_that_gives_other_batches_is_found_out(tmp_path: Path) -> None:
     class Unseeded(torch.utils.data.Sampler):
         def __iter__(self):
