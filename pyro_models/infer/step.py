@@ -136,7 +136,7 @@ class Step:
         self._steps = 0
         self._stored = 0
         self._needs_closure = False
-        self._stays_eager = not compiled
+        self._stays_eager = False
         self._unprepared: set[Hashable] = set()
 
     @property
@@ -222,7 +222,7 @@ class Step:
     def __call__(self, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """Do one step on a batch and return the loss, in nats per datum, without waiting for it."""
         self.initialize(*args, **kwargs)
-        if self._stays_eager or not self._steps:
+        if self._stays_eager or not self.compiled or not self._steps:
             loss = self._eager(args, kwargs, self._kl_weight)
         else:
             loss = self._compiled(args, kwargs)
