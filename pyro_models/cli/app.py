@@ -20,12 +20,13 @@ from pyro_models.cli.runs import RunFolder
 from pyro_models.errors import OptionError, PyroModelsError
 from pyro_models.infer.preparation import resolve_device
 
+NAME = "pyro-models"
 WRONG, INTERRUPTED = 2, 130
 # The parent of typer's own errors, wherever the installed version of typer keeps it.
 _TyperError: type[Any] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
-    name="pyro-models",
+    name=NAME,
     help="Latent variable models for Pyro: fit one to data, judge it, draw from it.",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -199,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     typed = list(sys.argv[1:] if arguments is None else arguments)
     with _plain_warnings():
         try:
-            return app(typed or ["--help"], standalone_mode=False) or 0
+            return app(typed or ["--help"], prog_name=NAME, standalone_mode=False) or 0
         except _TyperError as error:
             return _fail(f"{error.format_message().rstrip('.')}; see {_command(error)} --help")
         except PyroModelsError as error:
@@ -279,7 +280,7 @@ def _fail(message: str) -> int:
 def _command(error: Any) -> str:
     """The command that typer found fault with."""
     context = getattr(error, "ctx", None)
-    return "pyro-models" if context is None else context.command_path
+    return NAME if context is None else context.command_path
 
 
 @contextmanager

@@ -37,6 +37,14 @@ _PATIENCE = 10
 _POSTERIOR_DATA, _POSTERIOR_DRAWS, _POSTERIOR_BYTES = 100, 200, 32 * 2**20
 
 SAMPLE_KINDS = (".npy", ".csv", ".png")
+GROUPS = (
+    "posterior",
+    "posterior_predictive",
+    "log_likelihood",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+)
 Tell = Callable[[str], None]
 
 
@@ -193,7 +201,8 @@ def _write_posterior(pair: Fitted, folder: RunFolder, prepared: Prepared) -> Non
             labels=some.labels,
         )
     # HDF5 may crash on a full disk, where nothing could be caught.
-    folder.reserve("posterior.nc", draws.nbytes + draws.nbytes // 10 + 2**20)
+    size = sum(draws[group].nbytes for group in GROUPS if group in draws)
+    folder.reserve("posterior.nc", size + size // 10 + 2**20)
     with folder.writing("posterior.nc"):
         write_netcdf(draws, folder.path / "posterior.nc")
 

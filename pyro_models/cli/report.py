@@ -91,9 +91,9 @@ class Report:
             ...     Row("normal", None, -70.0, 1.25, Margin(11.5, 0.5)),
             ... )
             >>> print(Report("digits", "", 180, 500, 0, rows, 14, 16, 9.87, "").table())
-                      ELBO         log p(x)   vae better by
-            vae     -62.25   -58.50 ± 1.00
-            normal           -70.00 ± 1.25    11.50 ± 0.50
+                       ELBO        log p(x)   vae better by
+            vae      -62.25   -58.50 ± 1.00
+            normal            -70.00 ± 1.25    11.50 ± 0.50
             active units 14 of 16, fitted in 9.9 seconds
         """
         pair = self.rows[0].name

@@ -73,11 +73,11 @@ class Config:
             raise ValueError(f"it is not a record of format {FORMAT}")
         given = {name: value for name, value in record.items() if name != "format"}
         try:
-            source = Source(**given.pop("source"))
-            if source.image_shape is not None:
-                channels, height, width = source.image_shape
-                source = dataclasses.replace(source, image_shape=(channels, height, width))
-            return Config(source=source, **given)
+            source = dict(given.pop("source"))
+            if source.get("image_shape") is not None:
+                channels, height, width = source["image_shape"]
+                source["image_shape"] = (channels, height, width)
+            return Config(source=Source(**source), **given)
         except (TypeError, KeyError) as error:
             raise ValueError(f"its entries are not those of a run ({error})") from error
 
