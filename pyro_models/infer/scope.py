@@ -1,5 +1,6 @@
 """A private parameter store, so that two fits with the same names never touch each other."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -101,7 +102,7 @@ class BoundProgram:
     """A model or guide that finds its ``pyro.param`` parameters in the store of one fit.
 
     Call it like the program itself, also through ``pyro.infer.Predictive`` or ``SVI``; other
-    attributes are the program's own.
+    attributes are the program's own, and its methods (an autoguide's ``median``) bound likewise.
     """
 
     def __init__(self, program: Program, scope: Scope):
@@ -117,7 +118,8 @@ class BoundProgram:
         """Delegate to the program."""
         if name in ("program", "scope"):
             raise AttributeError(name)
-        return getattr(self.program, name)
+        value = getattr(self.program, name)
+        return BoundProgram(value, self.scope) if inspect.ismethod(value) else value
 
     def __repr__(self) -> str:
         return f"BoundProgram({self.program!r})"

@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Predictive
+from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from pyro.optim import PyroOptim
@@ -35,19 +35,22 @@ from tests.infer.step_cases import (
     vae,
     values,
 )
+from tests.unchecked import unchecked
 
 X = torch.tensor([0.3, -1.2, 2.0, 0.7])
 
 
 class TestOptions:
     def test_an_objective_of_ours(self) -> None:
-        with pytest.raises(OptionError, match=r"give one of pyro_models.infer's, such as ELBO\(\)"):
-            Step(mean_model, no_guide, pyro.infer.Trace_ELBO(), adam)  # type: ignore[arg-type]
+        message = r"give one of pyro_models.infer's, such as ELBO\(\)"
+        with unchecked(), pytest.raises(OptionError, match=message):
+            Step(mean_model, no_guide, Trace_ELBO(), adam)  # type: ignore[arg-type]
 
     def test_a_maker_of_optimisers(self) -> None:
         made = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         for wrong in (made, 1e-3):
-            with pytest.raises(OptionError, match=r"functools.partial\(torch.optim.Adam, lr=1e-3"):
+            message = r"such as functools.partial\(torch.optim.Adam, lr=1e-3\)"
+            with unchecked(), pytest.raises(OptionError, match=message):
                 Step(mean_model, no_guide, ELBO(), wrong)  # type: ignore[arg-type]
 
     def test_something_to_train(self) -> None:
@@ -116,8 +119,8 @@ class TestLoss:
         # x_i | z_i ~ N(z_i, scale^2), so x_i ~ N(0, 1 + scale^2), at best with variance mean(x^2).
         x = 2 * torch.randn(200)
         step = make(latent_model, latent_guide, objective=ELBO(10))
-        for i in range(600):
-            step.lr_factor = 0.99**i
+        for i in range(300):
+            step.lr_factor = 0.98**i
             step(x)
         scale = value_of(step.model, "scale", x)
         best = math.sqrt(x.square().mean().item() - 1)
@@ -248,7 +251,7 @@ class TestInitialize:
 
     def test_guides_that_make_theirs_lazily(self) -> None:
         def model(x: Tensor) -> None:
-            mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+            mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
             with data_plate(len(x), None):
                 pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
 
@@ -258,9 +261,9 @@ class TestInitialize:
                 for i in range(400):
                     step.lr_factor = 0.985**i
                     step(X)
-                exact = X.sum() / (4 + 0.01)
+                exact = X.sum() / (4 + 1)
                 median = step.guide.median(X)["mean"]  # type: ignore[attr-defined]
-                assert median.item() == pytest.approx(exact.item(), abs=0.03)
+                assert median.item() == pytest.approx(exact.item(), abs=0.05)
                 assert list(pyro.get_param_store()) == []
 
 
@@ -372,16 +375,15 @@ class TestWhatIsTrained:
         class Scale(PyroModule):
             def __init__(self) -> None:
                 super().__init__()
-                self.scale: Any = PyroParam(torch.tensor(0.01), constraint=constraints.positive)
+                self.scale: Any = PyroParam(torch.tensor(0.8), constraint=constraints.positive)
 
             def forward(self, x: Tensor) -> None:
                 with data_plate(len(x), None):
                     pyro.sample("x", dist.Normal(0.0, self.scale), obs=x)
 
         model = Scale()
-        step = make(model, optimizer=functools.partial(torch.optim.Adam, lr=0.5))
-        for i in range(200):
-            step.lr_factor = 0.97**i
+        step = make(model, optimizer=sgd)
+        for _ in range(200):
             step(X)
         assert model.scale.item() == pytest.approx(X.square().mean().sqrt().item(), rel=0.01)
 
@@ -476,9 +478,7 @@ class TestStore:
     def test_they_take_stock_svi(self) -> None:
         step = make(mean_model)
         step(X)
-        svi = SVI(
-            step.model, step.guide, PyroOptim(torch.optim.SGD, {"lr": 0.1}), pyro.infer.Trace_ELBO()
-        )
+        svi = SVI(step.model, step.guide, PyroOptim(torch.optim.SGD, {"lr": 0.1}), Trace_ELBO())
         before = step.parameters()["loc"].item()
         svi.step(X)
         assert step.parameters()["loc"].item() != before
