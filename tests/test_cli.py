@@ -369,13 +369,13 @@ def test_ctrl_c_keeps_the_fit_so_far(tmp_path):
 
 def test_a_killed_fit_resumed_ends_as_if_nothing_had_happened(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start(killed, epochs=600)
+    process = start(killed, epochs=150)
     process.kill()
     process.communicate()
     assert not (killed / "report.json").exists()
     resumed = call("fit", "--resume", killed, "--quiet")
     assert resumed.status == 0, resumed.err
-    called = fit(whole, "--data", "iris", "--epochs", 600, "--quiet")
+    called = fit(whole, "--data", "iris", "--epochs", 150, "--quiet")
     assert without_time(resumed.out) == without_time(called.out)
     assert final_tensors(killed) == final_tensors(whole)
     assert {path.name for path in killed.iterdir()} == FILES
