@@ -104,13 +104,24 @@ def _trace(
 
     before = [tensor.detach().clone() for tensor in state]
     try:
-        # Validation reads values in Python, which no graph can; the eager first step did it.
-        with preserved_rng(batch, state), pyro.validation_enabled(False), _RefuseEscapes():
+        with preserved_rng(batch, state), _unvalidated(), _RefuseEscapes():
             # Inputs are told by identity: a tensor given twice needs an alias for each.
             graph = make_fx(flat)(*(tensor.detach() for tensor in batch), *state)
     finally:
         restore(state, before)
     return _cleaned(graph)
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Validation reads values in Python, which no graph can; the eager first step did it."""
+    before = Distribution._validate_args
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        # Pyro puts its own switch back and sets torch's to the same.
+        Distribution.set_default_validate_args(before)
 
 
 def _cleaned(graph: GraphModule) -> GraphModule:

@@ -21,6 +21,13 @@ def needs_closure(optimizer: Optimizer) -> bool:
     return closure is not None and closure.default is closure.empty
 
 
+def writable(gradient: Tensor | None) -> Tensor | None:
+    """The gradient, apart from itself where one element stands for many; optimisers write to it."""
+    if gradient is None or gradient.layout is not torch.strided or 0 not in gradient.stride():
+        return gradient
+    return gradient.clone()
+
+
 def tensors(optimizer: Optimizer, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that an optimiser keeps, by name; the tensors themselves."""
     return {

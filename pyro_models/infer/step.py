@@ -256,7 +256,7 @@ class Step:
                 found = torch.autograd.grad(loss, parameters, allow_unused=True)
             self._check_parameters()
             for parameter, gradient in zip(parameters, found, strict=True):
-                parameter.grad = gradient
+                parameter.grad = optimizer_state.writable(gradient)
             losses.append(-bound / weights.num_data)
             return loss.detach()
 
