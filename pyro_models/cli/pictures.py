@@ -18,7 +18,7 @@ from pyro_models.plots import Picture
 
 _OBSERVED = "x"
 _IMAGES, _ROWS = 64, 500
-_EMBEDDED = 2000
+_EMBEDDED = 1000
 _WALKS, _STEPS = 6, 11
 
 

@@ -17,7 +17,7 @@ from pyro_models.infer.likelihood import COLLAPSED
 from pyro_models.infer.random_state import isolated
 
 # Draws from the guide for log p(x), for all held-out data together and for each.
-_ALL_DRAWS, _MOST_DRAWS, _FEWEST_DRAWS = 1_000_000, 5_000, 100
+_ALL_DRAWS, _MOST_DRAWS, _FEWEST_DRAWS = 500_000, 2_000, 100
 _ELBO_PARTICLES = 20
 _BATCH = 500
 

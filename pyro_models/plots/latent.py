@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_models.errors import DataError
 from pyro_models.plots.canvas import BLUE, COLOURS, Array, Picture, one_panel, table
 
-MAX_TSNE_POINTS = 2000
+MAX_TSNE_POINTS = 1000
 MIN_TSNE_POINTS = 5
 MARKERS = "osD^vP*X<>"
 
@@ -29,7 +29,7 @@ def latent_space(
     Two latent dimensions are drawn as they are; one is spread out by a jitter. More are laid out
     in the plane by t-SNE with a fixed seed (van der Maaten and Hinton 2008,
     https://jmlr.org/papers/v9/vandermaaten08a.html): neighbours stay neighbours, but axes and
-    the distances between clusters mean nothing. At most 2000 data are drawn then, chosen by
+    the distances between clusters mean nothing. At most 1000 data are drawn then, chosen by
     the seed.
 
     Args:
