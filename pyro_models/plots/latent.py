@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pyro_models.errors import DataError
@@ -95,7 +96,9 @@ def _plane(points: Array, seed: int) -> tuple[Array, tuple[str, str], str]:
     # A collapsed posterior has no principal axis to start from.
     init = "pca" if chosen.std(axis=0).max() > 1e-6 else "random"
     perplexity = min(30.0, (count - 1) / 3)
-    plane = TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(chosen)
+    # On a busy machine its threads wait for each other ten times longer than they work.
+    with threadpool_limits(1):
+        plane = TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(chosen)
     axis_names = ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
     return plane.astype(np.float64), axis_names, f", {width} dimensions by t-SNE"
 
