@@ -6,6 +6,7 @@ python tutorials/execute.py --write tutorials/01_your_first_pair.ipynb
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,9 @@ def main() -> int:
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all beside this file")
     parser.add_argument("--write", action="store_true", help="keep the outputs in the files")
     options = parser.parse_args()
+    # The kernels inherit it. The models are too small for more threads, which only get into each
+    # other's way on a busy machine; and sums in one order give the same outputs everywhere.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     failures = 0
     for path in options.notebooks or sorted(HERE.glob("*.ipynb")):
         start = time.perf_counter()
