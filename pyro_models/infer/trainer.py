@@ -116,18 +116,23 @@ class Trainer:
     def advance(self, batch: Tensors) -> Tensor:
         """Do one step and return the loss in nats per datum."""
         at, course, step = self.position, self.course, self.step
-        if course.schedule is not None or course.kl_warmup is not None:
-            progress = Progress(at.step, at.epoch, course.epochs, course.total_steps)
-            if course.schedule is not None:
-                step.lr_factor = course.schedule.factor(progress)
-            if course.kl_warmup is not None:
-                step.kl_weight = course.kl_warmup.weight(progress)
+        self._follow_schedules(at.step)
         if course.odd:
             is_odd = len(batch[0]) == course.odd
             step.compiled = course.odd_compiled if is_odd else course.compiled
         loss = step(*batch, **self.kwargs)
         self.position = Position(at.epoch, at.batch + 1, at.step + 1)
         return loss
+
+    def _follow_schedules(self, step: int) -> None:
+        course = self.course
+        if course.schedule is None and course.kl_warmup is None:
+            return
+        progress = Progress(step, self.position.epoch, course.epochs, course.total_steps)
+        if course.schedule is not None:
+            self.step.lr_factor = course.schedule.factor(progress)
+        if course.kl_warmup is not None:
+            self.step.kl_weight = course.kl_warmup.weight(progress)
 
     def end_epoch(self) -> None:
         """Go to the beginning of the next epoch."""
@@ -146,3 +151,6 @@ class Trainer:
         self._mark = snapshot.mark
         self.step.load_state_dict(snapshot.step)
         self.random.restore(snapshot.random)
+        if self.position.batch:
+            # An epoch whose last step was done is recorded with the rates of that step.
+            self._follow_schedules(self.position.step - 1)

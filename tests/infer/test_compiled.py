@@ -510,7 +510,8 @@ class TestFallbacks:
                     step(X)
         assert compiled.fallback_reason is not None
         assert "compiler" in compiled.fallback_reason.lower()
-        assert len(caplog.records) == 1
+        ours = [r for r in caplog.records if r.name.startswith("pyro_models")]
+        assert len(ours) == 1  # torch's own loggers may have said something before
         assert same(values(eager), values(compiled))
 
     @pytest.mark.slow
