@@ -3,6 +3,7 @@
 import functools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -243,3 +244,12 @@ def test_the_end_by_ctrl_c_or_callback_can_be_resumed(tmp_path: Path) -> None:
     three = fit(mean_model, no_guide, checkpoint=at, resume=True, **options)
     assert three.stop_reason is StopReason.EPOCHS
     assert same(three, fit(mean_model, no_guide, **options))
+
+
+def test_resumed_after_the_last_step_of_an_epoch(tmp_path: Path) -> None:
+    every = Checkpoint(tmp_path / "all", every_steps=1, keep=100)
+    whole = resume_worker.train(False, checkpoint=every)
+    name = f"step-{resume_worker.STEPS_AN_EPOCH:09d}"
+    shutil.copytree(tmp_path / "all" / name, tmp_path / "one" / name)
+    one = Checkpoint(tmp_path / "one", every_steps=1)
+    assert resume_worker.equal(resume_worker.train(False, checkpoint=one, resume=True), whole)
