@@ -283,6 +283,32 @@ def global_below_local() -> Case:
     return Case({"slope": 0.8, "logit": [0.3, -0.4]}, model, guide, exact)
 
 
+def local_with_joint_factor() -> Case:
+    """Local discrete latents whose cost lies partly outside the data plate."""
+
+    def model(p: Parameters) -> None:
+        with data():
+            k = pyro.sample("k", dist.Bernoulli(tensor(0.4).squeeze()))
+            pyro.sample("x", dist.Normal(p["mean"] * k, 1.0), obs=X)
+        pyro.factor("pair", 4.0 * k.prod(-1, keepdim=k.dim() > 1))
+
+    def guide(p: Parameters) -> None:
+        with data():
+            pyro.sample("k", dist.Bernoulli(logits=p["logit"]))
+
+    def exact(p: Parameters, weight: float) -> Tensor:
+        total = tensor(0.0).sum()
+        for ks in itertools.product((0, 1), repeat=2):
+            log_q = torch.stack([bernoulli(k, p["logit"][i]) for i, k in enumerate(ks)])
+            log_p = tensor(*(math.log(0.4 if k else 0.6) for k in ks))
+            fit = SCALE * normal(X, p["mean"] * tensor(*ks), 1.0).sum() + 4.0 * math.prod(ks)
+            cost = fit - weight * SCALE * (log_q - log_p).sum()
+            total = total + log_q.sum().exp() * cost
+        return total
+
+    return Case({"mean": 0.9, "logit": [0.3, -0.4]}, model, guide, exact)
+
+
 def nested_scales() -> Case:
     """Discrete latents in a subsampled plate inside another one: their scale is not the data's."""
     outer, y = 5.0, torch.stack([X, X + 0.5])
@@ -378,6 +404,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "score below path": score_below_path,
     "local below global": local_below_global,
     "global below local": global_below_local,
+    "local with joint factor": local_with_joint_factor,
     "nested scales": nested_scales,
     "masked and tempered": masked_and_tempered,
     "normal by score": normal_by_score,
