@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,8 @@ GROUPS = (
     "prior_predictive",
     "observed_data",
 )
+# Numbers in a minibatch from which its work is shared between threads.
+_SHARED = 32_768
 Tell = Callable[[str], None]
 
 
@@ -65,7 +68,8 @@ def train(
         CheckpointError: If a checkpoint cannot be written or read.
     """
     pair = fitted.make(config, prepared)
-    result = _fit(pair, config, folder, prepared, device, progress)
+    with _threads(config, prepared):
+        result = _fit(pair, config, folder, prepared, device, progress)
     if result.history:
         rows = [dataclasses.asdict(record) for record in result.history]
         finite = [
@@ -129,7 +133,8 @@ def finish(
     tell("drawing from the posterior")
     _write_posterior(pair, folder, prepared)
     tell("estimating log p(x)")
-    report = judge(pair, config.pair, prepared)
+    with _threads(config, prepared):
+        report = judge(pair, config.pair, prepared)
     folder.write_json("report.json", report.as_json())
     return report
 
@@ -140,7 +145,9 @@ def evaluate(config: Config, folder: RunFolder, prepared: Prepared, device: torc
     Raises:
         CheckpointError: If the checkpoint cannot be read.
     """
-    return judge(fitted.read(folder, config, prepared, device), config.pair, prepared)
+    pair = fitted.read(folder, config, prepared, device)
+    with _threads(config, prepared):
+        return judge(pair, config.pair, prepared)
 
 
 def draw(
@@ -205,6 +212,22 @@ def _write_posterior(pair: Fitted, folder: RunFolder, prepared: Prepared) -> Non
     folder.reserve("posterior.nc", size + size // 10 + 2**20)
     with folder.writing("posterior.nc"):
         write_netcdf(draws, folder.path / "posterior.nc")
+
+
+@contextmanager
+def _threads(config: Config, prepared: Prepared) -> Iterator[None]:
+    """One thread where minibatches are too small to share out.
+
+    On a busy machine the threads of one small operation wait for each other ten times longer than
+    they work. The rule depends on the run alone, so that a resumed one adds up in the same order.
+    """
+    before = torch.get_num_threads()
+    if config.batch_size * prepared.parts.train.data_dim < _SHARED:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def interrupted(result: Fit) -> bool:
