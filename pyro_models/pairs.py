@@ -10,7 +10,8 @@ from typing import Any, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from guides import AmortizedNormal, Covariance, Diagonal
+from guides import AmortizedBernoulli, AmortizedNormal, Covariance, Diagonal
+from pyro_models.belief_network import SigmoidBeliefNetwork
 from pyro_models.data import ArrayLike, Data, as_tensor
 from pyro_models.errors import OptionError
 from pyro_models.infer import ELBO, Objective
@@ -22,6 +23,7 @@ from pyro_models.likelihoods import (
     Normal,
 )
 from pyro_models.networks import Standardize
+from pyro_models.options import widths
 from pyro_models.vae import VAE
 
 
@@ -75,13 +77,55 @@ def vae(
         >>> vae(784, latent_dim=50, hidden=(200, 200)).guide(torch.zeros(20, 784)).shape
         torch.Size([20, 50])
     """
-    if objective is not None and not isinstance(objective, Objective):
-        raise OptionError(f"objective={objective!r} is none; give one of infer, such as ELBO()")
+    _check_objective(objective)
     guide = AmortizedNormal(
         data_dim, latent_dim, hidden, covariance, activation, preprocess=preprocess
     )
     model = VAE(data_dim, latent_dim, tuple(hidden)[::-1], likelihood, prior, activation)
     return Pair(model, guide, ELBO() if objective is None else objective)
+
+
+def belief_network(
+    data_dim: int,
+    latent_dim: int | Sequence[int] = 200,
+    hidden: Sequence[int] = (),
+    likelihood: Likelihood | None = None,
+    activation: type[nn.Module] = nn.Tanh,
+    objective: Objective | None = None,
+    preprocess: nn.Module | None = None,
+) -> Pair:
+    """A sigmoid belief network: layers of binary latents.
+
+    Args:
+        data_dim: Numbers a datum; images are flattened.
+        latent_dim: Binary units; of several layers, one number each, from the data up.
+        hidden: Widths of the deterministic layers between two stochastic ones, as the guide has
+            them; the model has them in reverse. ``()`` is the linear network of the papers,
+            ``(200, 200)`` with ``latent_dim=200`` the nonlinear one.
+        likelihood: What the outputs of the data's layer mean; ``Bernoulli()`` if not given.
+        activation: Class of the deterministic layers' activation.
+        objective: What to maximise; ``ELBO()`` if not given.
+        preprocess: Module between the data and the guide; see ``guides.AmortizedBernoulli``.
+
+    Raises:
+        OptionError: If an option has no meaning, or does not go with another.
+
+    Example:
+        >>> pair = belief_network(784, latent_dim=(200, 100), hidden=(50,))
+        >>> pair.model.latent_dims
+        (200, 100)
+    """
+    _check_objective(objective)
+    dims = (latent_dim,) if isinstance(latent_dim, int) else widths("latent_dim", latent_dim)
+    hidden = widths("hidden", hidden)
+    guide = AmortizedBernoulli(data_dim, dims, hidden, activation, preprocess)
+    model = SigmoidBeliefNetwork(data_dim, dims, hidden[::-1], likelihood, activation)
+    return Pair(model, guide, ELBO() if objective is None else objective)
+
+
+def _check_objective(objective: object) -> None:
+    if objective is not None and not isinstance(objective, Objective):
+        raise OptionError(f"objective={objective!r} is none; give one of infer, such as ELBO()")
 
 
 Builder = Callable[..., Pair]
@@ -142,8 +186,8 @@ def build(name: str, data: Data | ArrayLike, **chosen: Any) -> Pair:
     """Make a pair for given data: dimensions, likelihood and starting values come from them.
 
     Parameters get the data's device and floating type. A likelihood that is not chosen is chosen by
-    :func:`default_likelihood`. A ``Bernoulli()`` chosen for grey levels starts at their means; give
-    ``data.DynamicBinarization()`` to ``fit`` then.
+    :func:`default_likelihood`; a belief network's is ``Bernoulli()``. A ``Bernoulli()`` for grey
+    levels starts at their means; give ``data.DynamicBinarization()`` to ``fit`` then.
 
     Args:
         name: One of :func:`names`.
@@ -231,21 +275,51 @@ def default_likelihood(x: Float[Tensor, "num_data data_dim"]) -> Likelihood:
     return Normal(LearnedScale(initial=spread, floor=1e-3 * spread))
 
 
+def _is_grey(x: Float[Tensor, "num_data data_dim"]) -> bool:
+    """Whether all values lie in [0, 1], where networks take them as they are."""
+    return bool(((x >= 0) & (x <= 1)).all())
+
+
+def _check_support(likelihood: object, x: Float[Tensor, "num_data data_dim"]) -> None:
+    """Refuse what the likelihood cannot explain, unless ``fit`` may make it what it can.
+
+    Binarised by ``fit``, grey levels become what Bernoulli explains; ``fit`` checks the outcome.
+    """
+    if isinstance(likelihood, Bernoulli) and _is_grey(x):
+        return
+    if isinstance(likelihood, Likelihood):
+        likelihood.check(x)
+
+
 @_register("vae", vae)
 def _vae_for(x: Float[Tensor, "num_data data_dim"], **chosen: Any) -> Pair:
     likelihood = chosen.pop("likelihood", None)
     if likelihood is None:
         likelihood = default_likelihood(x)
-    is_grey = bool(((x >= 0) & (x <= 1)).all())
-    # Binarised by `fit`, grey levels become what Bernoulli explains; `fit` checks the outcome.
-    if not (isinstance(likelihood, Bernoulli) and is_grey) and isinstance(likelihood, Likelihood):
-        likelihood.check(x)
+    _check_support(likelihood, x)
     # Data within [0, 1] are shown to the encoder as they are, all others standardised.
     preprocess = chosen.pop("preprocess", None)
-    if preprocess is None and not is_grey:
+    if preprocess is None and not _is_grey(x):
         preprocess = Standardize(x)
     pair = vae(x.shape[1], likelihood=likelihood, preprocess=preprocess, **chosen)
     pair.model.to(x)
     pair.guide.to(x)
     cast(VAE, pair.model).initialize(x)
+    return pair
+
+
+@_register("belief_network", belief_network)
+def _belief_network_for(x: Float[Tensor, "num_data data_dim"], **chosen: Any) -> Pair:
+    likelihood = chosen.pop("likelihood", None)
+    if likelihood is None:
+        likelihood = Bernoulli()
+    _check_support(likelihood, x)
+    preprocess = chosen.pop("preprocess", None)
+    if preprocess is None and not _is_grey(x):
+        preprocess = Standardize(x)
+    pair = belief_network(x.shape[1], likelihood=likelihood, preprocess=preprocess, **chosen)
+    pair.model.to(x)
+    pair.guide.to(x)
+    cast(SigmoidBeliefNetwork, pair.model).initialize(x)
+    cast(AmortizedBernoulli, pair.guide).initialize(x)
     return pair

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from guides import Full
 from pyro_models import pairs
+from pyro_models.infer import ELBO
 from pyro_models.likelihoods import (
     Categorical,
     ContinuousBernoulli,
@@ -74,6 +75,17 @@ CASES: dict[str, Case] = {
     "vae/normal-optimal": Case("vae", real, lambda: _small(likelihood=Normal(OptimalScale()))),
     "vae/categorical": Case("vae", whole, lambda: _small(likelihood=Categorical(4))),
     "vae/poisson": Case("vae", whole, lambda: _small(likelihood=Poisson())),
+    "belief_network": Case("belief_network", binary, lambda: {"latent_dim": 3}),
+    "belief_network/two": Case("belief_network", binary, lambda: {"latent_dim": (3, 2)}),
+    # The score function is noisy: more particles show the gain of a few steps.
+    "belief_network/nonlinear": Case(
+        "belief_network",
+        binary,
+        lambda: {"latent_dim": (3, 2), "hidden": (4, 3), "objective": ELBO(num_particles=5)},
+    ),
+    "belief_network/normal": Case(
+        "belief_network", real, lambda: {"latent_dim": 3, "likelihood": Normal()}
+    ),
 }
 PLAIN = tuple(name for name, case in CASES.items() if name == case.name)
 """One case for each pair, with little but its defaults."""

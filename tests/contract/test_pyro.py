@@ -17,7 +17,7 @@ every = pytest.mark.parametrize("name", CASES)
 
 
 def is_discrete(site: dict[str, Any]) -> bool:
-    return bool(site["fn"].has_enumerate_support)
+    return bool(site["fn"].support.is_discrete)
 
 
 @every
