@@ -19,6 +19,8 @@ from pyro_models.infer.objectives import (
     Objective,
 )
 from pyro_models.infer.predict import Posterior, Standard, reconstruct, sample, variations
+from pyro_models.infer.reparameterization import reparameterization
+from pyro_models.infer.reparameterization_table import Reparameterization, ReparameterizationKind
 from pyro_models.infer.schedules import (
     Burda,
     Constant,
@@ -60,6 +62,8 @@ __all__ = [
     "MonteCarloKL",
     "Objective",
     "Posterior",
+    "Reparameterization",
+    "ReparameterizationKind",
     "Schedule",
     "Site",
     "Standard",
@@ -74,6 +78,7 @@ __all__ = [
     "log_likelihood",
     "log_weights",
     "reconstruct",
+    "reparameterization",
     "sample",
     "variations",
 ]
