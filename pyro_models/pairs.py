@@ -275,33 +275,30 @@ def default_likelihood(x: Float[Tensor, "num_data data_dim"]) -> Likelihood:
     return Normal(LearnedScale(initial=spread, floor=1e-3 * spread))
 
 
-def _is_grey(x: Float[Tensor, "num_data data_dim"]) -> bool:
-    """Whether all values lie in [0, 1], where networks take them as they are."""
-    return bool(((x >= 0) & (x <= 1)).all())
-
-
-def _check_support(likelihood: object, x: Float[Tensor, "num_data data_dim"]) -> None:
-    """Refuse what the likelihood cannot explain, unless ``fit`` may make it what it can.
+def _suited(
+    x: Float[Tensor, "num_data data_dim"],
+    chosen: dict[str, Any],
+    default: Callable[[Tensor], Likelihood],
+) -> dict[str, Any]:
+    """The chosen options, with a likelihood and a preprocessing that suit the data.
 
     Binarised by ``fit``, grey levels become what Bernoulli explains; ``fit`` checks the outcome.
     """
-    if isinstance(likelihood, Bernoulli) and _is_grey(x):
-        return
-    if isinstance(likelihood, Likelihood):
+    likelihood, preprocess = chosen.get("likelihood"), chosen.get("preprocess")
+    if likelihood is None:
+        likelihood = default(x)
+    is_grey = bool(((x >= 0) & (x <= 1)).all())
+    if not (isinstance(likelihood, Bernoulli) and is_grey) and isinstance(likelihood, Likelihood):
         likelihood.check(x)
+    # Data within [0, 1] are shown to the guide as they are, all others standardised.
+    if preprocess is None and not is_grey:
+        preprocess = Standardize(x)
+    return chosen | {"likelihood": likelihood, "preprocess": preprocess}
 
 
 @_register("vae", vae)
 def _vae_for(x: Float[Tensor, "num_data data_dim"], **chosen: Any) -> Pair:
-    likelihood = chosen.pop("likelihood", None)
-    if likelihood is None:
-        likelihood = default_likelihood(x)
-    _check_support(likelihood, x)
-    # Data within [0, 1] are shown to the encoder as they are, all others standardised.
-    preprocess = chosen.pop("preprocess", None)
-    if preprocess is None and not _is_grey(x):
-        preprocess = Standardize(x)
-    pair = vae(x.shape[1], likelihood=likelihood, preprocess=preprocess, **chosen)
+    pair = vae(x.shape[1], **_suited(x, chosen, default_likelihood))
     pair.model.to(x)
     pair.guide.to(x)
     cast(VAE, pair.model).initialize(x)
@@ -310,14 +307,7 @@ def _vae_for(x: Float[Tensor, "num_data data_dim"], **chosen: Any) -> Pair:
 
 @_register("belief_network", belief_network)
 def _belief_network_for(x: Float[Tensor, "num_data data_dim"], **chosen: Any) -> Pair:
-    likelihood = chosen.pop("likelihood", None)
-    if likelihood is None:
-        likelihood = Bernoulli()
-    _check_support(likelihood, x)
-    preprocess = chosen.pop("preprocess", None)
-    if preprocess is None and not _is_grey(x):
-        preprocess = Standardize(x)
-    pair = belief_network(x.shape[1], likelihood=likelihood, preprocess=preprocess, **chosen)
+    pair = belief_network(x.shape[1], **_suited(x, chosen, lambda _: Bernoulli()))
     pair.model.to(x)
     pair.guide.to(x)
     cast(SigmoidBeliefNetwork, pair.model).initialize(x)
