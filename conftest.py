@@ -3,6 +3,7 @@
 It stands beside the packages, not under ``tests/``, because their doctests need it too.
 """
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,13 @@ THREADS = 2
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> None:
+    """Ctrl-C works: what a shell runs in the background ignores it, as do all its children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
