@@ -19,6 +19,7 @@ from pyro_models.infer.objectives import (
     Objective,
 )
 from pyro_models.infer.predict import Posterior, Standard, reconstruct, sample, variations
+from pyro_models.infer.record import LogWeights
 from pyro_models.infer.reparameterization import reparameterization
 from pyro_models.infer.reparameterization_table import Reparameterization, ReparameterizationKind
 from pyro_models.infer.schedules import (
@@ -33,10 +34,11 @@ from pyro_models.infer.schedules import (
     Schedule,
     Warmup,
 )
+from pyro_models.infer.sites import Site
 from pyro_models.infer.step import Step
 from pyro_models.infer.stopping import EarlyStopping, StopFit, StopReason
 from pyro_models.infer.validation import Validation
-from pyro_models.infer.weights import LogWeights, Site, log_weights
+from pyro_models.infer.weights import log_weights
 
 __all__ = [
     "ELBO",

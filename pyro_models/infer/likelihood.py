@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from pyro_models.errors import NonFiniteError
 from pyro_models.infer.inspection import as_arguments, footprint, is_amortized
-from pyro_models.infer.weights import LogWeights, Program, log_weights
+from pyro_models.infer.record import LogWeights
+from pyro_models.infer.weights import Program, log_weights
 from pyro_models.options import positive_int
 
 COLLAPSED = 2.0

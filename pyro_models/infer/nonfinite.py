@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pyro_models.errors import CheckpointError, NonFiniteError, PyroModelsError
 from pyro_models.infer.arrays import Tensors
+from pyro_models.infer.record import LogWeights
 from pyro_models.infer.trainer import Snapshot, Trainer
-from pyro_models.infer.weights import LogWeights, log_weights
+from pyro_models.infer.weights import log_weights
 
 # Steps between snapshots: a copy of all state costs about as much as one or two steps.
 KEEP_EVERY = 1000

@@ -37,6 +37,8 @@ class Site:
     """The mask that ``poutine.mask`` put on the site, or ``None``."""
     dims: tuple[int | None, int | None]
     """Negative dimension of the particles and of the data plate in the site's batch shape."""
+    deterministic: bool = False
+    """Whether the site only names a value (``pyro.deterministic``): its density is 1."""
     column: int | None = None
     """Which datum the site belongs to, in a data plate that runs as a Python loop."""
     factor: Any = 1.0
@@ -110,12 +112,14 @@ class Layout:
     scale: float
     columns: dict[int, int]
 
-    def site(self, node: dict[str, Any], *, drawn: bool) -> Site:
+    def site(self, node: dict[str, Any], *, drawn: bool, detached: bool = False) -> Site:
         """The site with densities in the shape of its batch, its scale freed of the data plate's.
 
         Args:
             node: The sample statement in its trace.
             drawn: Whether its value was drawn here, by the guide.
+            detached: Whether its value was cut off from its path, so that all of its gradient is
+                the score's.
         """
         frames = frames_of(node)
         own = next((f for f in frames if self.frame and f.name == self.frame.name), None)
@@ -125,6 +129,7 @@ class Layout:
         for shape in (fn.batch_shape, log_prob.shape):
             _check_shape(node["name"], shape, frames, self.depth, self.particles)
         factor = node["scale"] / self.scale if own is not None else node["scale"]
+        score = None if parts is None or is_zero(parts.score_function) else parts.score_function
         return Site(
             name=node["name"],
             fn=fn,
@@ -134,10 +139,23 @@ class Layout:
             observed=node["is_observed"],
             mask=node["mask"],
             dims=(-self.depth - 1, own.dim if own is not None else None),
+            deterministic=_deterministic(node),
             column=self.columns.get(own.counter) if own is not None else None,
             factor=factor,
-            score=None if parts is None or is_zero(parts.score_function) else parts.score_function,
+            score=log_prob if detached else score,
         )
+
+    def spread(self, node: dict[str, Any], factor: Tensor) -> Tensor:
+        """A factor ``(K, B)`` or ``(K, 1)`` in the shape of a site's value, events included."""
+        frames = frames_of(node)
+        own = next((f for f in frames if self.frame and f.name == self.frame.name), None)
+        shape = [1] * (self.depth + 1)
+        shape[0] = len(factor)
+        if own is not None and own.dim is None and factor.shape[1] > 1:
+            factor = factor[:, self.columns[own.counter]]
+        elif own is not None and own.dim is not None:
+            shape[own.dim] = factor.shape[1]
+        return factor.reshape(shape + [1] * node["fn"].event_dim)
 
     def fill(self, site: Site, common: float) -> Site:
         """The site with its densities in shape, freed of a scale common to all sites."""
@@ -197,3 +215,11 @@ def reduce_to_weights(site: Site, batch: Tensor, particles: int, size: int) -> T
     if site.column is None:
         return batch
     return nn.functional.pad(batch.unsqueeze(-1), (site.column, size - 1 - site.column))
+
+
+def is_point_mass(fn: Any) -> bool:
+    """Whether a distribution is a Delta, beneath whatever reshapes it."""
+    base = fn
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    return hasattr(base, "log_density")

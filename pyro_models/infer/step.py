@@ -23,8 +23,9 @@ from pyro_models.infer.compiled import (
 )
 from pyro_models.infer.dry_run import dry_run, preserved_buffers
 from pyro_models.infer.objectives import Objective
+from pyro_models.infer.record import LogWeights
 from pyro_models.infer.scope import Scope, buffers
-from pyro_models.infer.weights import LogWeights, Program, log_weights
+from pyro_models.infer.weights import Program
 
 logger = logging.getLogger(__name__)
 
@@ -238,8 +239,7 @@ class Step:
 
     def _weights(self, args: tuple, kwargs: dict) -> LogWeights:
         model, guide = self._programs["model"], self._programs["guide"]
-        particles = self.objective.num_particles
-        return log_weights(model, guide, *args, num_particles=particles, **kwargs)
+        return self.objective.weights(model, guide, args, kwargs)
 
     def _eager(self, args: tuple, kwargs: dict, kl_weight: Tensor | float) -> Tensor:
         """The step itself: also what is traced to a graph."""

@@ -1,24 +1,29 @@
-r"""Run a pair with K particles: log p and log q by site, and the importance log-weights.
-
-Everything the engine does stands on this record. It keeps the data plate apart from the particles,
-and the plate's scale apart from the weights, because a bound such as
-:math:`s \sum_i \log \frac1K \sum_k w_{ki}` needs the scale :math:`s = N / B` outside the log.
-"""
+"""Run a pair with K particles and record log p and log q by site: see ``LogWeights``."""
 
 import weakref
 from collections.abc import Callable, Hashable
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import pyro
-import torch
-from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
 from pyro_models.errors import OptionError, SiteMismatchError
+from pyro_models.infer.draws import (
+    ON_PATHS,
+    Detach,
+    Detached,
+    Draws,
+    PathFactor,
+    PathsOnly,
+    paths_only,
+    rerun,
+    without_score,
+)
 from pyro_models.infer.dry_run import dry_run
+from pyro_models.infer.record import LogWeights
 from pyro_models.infer.sites import (
     PARTICLES,
     Layout,
@@ -26,104 +31,10 @@ from pyro_models.infer.sites import (
     columns_of,
     data_frame,
     plate_depth,
-    reduce_to_weights,
     samples,
 )
 
 Program = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class LogWeights:
-    r"""A vectorised run of guide and model: one row a particle, one column a datum.
-
-    With :math:`z_k \sim q(z \mid x)`, local latents inside the data plate and global ones outside,
-
-    .. math::
-        \log w_{ki} = \sum_{\text{local}} \log p - \sum_{\text{local}} \log q, \qquad
-        \log w_k = \sum_{\text{global}} (\log p - \log q) + \tfrac NB \sum_i \log w_{ki} .
-    """
-
-    model_sites: dict[str, Site]
-    """Sample sites of the model, observed ones included, in the order they ran."""
-    guide_sites: dict[str, Site]
-    """Sample sites of the guide, auxiliary ones included, in the order they ran."""
-    num_particles: int
-    """K."""
-    batch_size: int
-    """B: data in the minibatch; 0 where the program has no data plate."""
-    num_data: int
-    """N: data in the whole set; 1 where the program has no data plate."""
-    common_scale: float
-    """A scale that the user put on every site alike (``poutine.scale``), 1 without one."""
-
-    @property
-    def plate_scale(self) -> float:
-        """N / B, the weight of one datum of the minibatch."""
-        return self.num_data / self.batch_size if self.batch_size else 1.0
-
-    @property
-    def log_p(self) -> dict[str, Tensor]:
-        """Log-density by model site: ``(K, B)`` inside the data plate, ``(K,)`` outside."""
-        return {name: site.log_prob for name, site in self.model_sites.items()}
-
-    @property
-    def log_q(self) -> dict[str, Tensor]:
-        """Log-density by guide site: ``(K, B)`` inside the data plate, ``(K,)`` outside."""
-        return {name: site.log_prob for name, site in self.guide_sites.items()}
-
-    @property
-    def latents(self) -> tuple[str, ...]:
-        """Names of the model's unobserved sites, in the order they ran."""
-        return tuple(name for name, site in self.model_sites.items() if not site.observed)
-
-    @property
-    def has_global_latents(self) -> bool:
-        """Whether a latent lies outside the data plate, so that one weight serves all data."""
-        return any(not s.local and not s.observed for s in self.guide_sites.values())
-
-    def total(self, terms: list[tuple[Site, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Add up terms by site: ``(K, B)`` for those in the data plate and ``(K,)`` for others."""
-        like = self._like(terms)
-        local = like.new_zeros(self.num_particles, self.batch_size)
-        rest = like.new_zeros(self.num_particles)
-        for site, term in terms:
-            if site.local:
-                local = local + term
-            else:
-                rest = rest + term
-        return local, rest
-
-    def _like(self, terms: list[tuple[Site, Tensor]]) -> Tensor:
-        for _, term in terms:
-            return term
-        for site in (*self.model_sites.values(), *self.guide_sites.values()):
-            return site.log_prob
-        return torch.zeros(())
-
-    def _terms(self) -> list[tuple[Site, Tensor]]:
-        model = [(s, s.log_prob) for s in self.model_sites.values()]
-        return model + [(s, -s.log_prob) for s in self.guide_sites.values()]
-
-    @property
-    def local(self) -> Float[Tensor, "K B"]:
-        """Log-weight of each datum: log p - log q over the sites in the data plate."""
-        return self.total(self._terms())[0]
-
-    @property
-    def global_(self) -> Float[Tensor, " K"]:
-        """log p - log q over the sites outside the data plate."""
-        return self.total(self._terms())[1]
-
-    @property
-    def joint(self) -> Float[Tensor, " K"]:
-        """Log-weight of all data together, minibatches scaled up: global + N/B times local."""
-        local, rest = self.total(self._terms())
-        return rest + self.plate_scale * local.sum(-1)
-
-    def reduce(self, site: Site, batch: Tensor) -> Tensor:
-        """Bring a tensor of the site's batch shape to ``(K, B)`` or ``(K,)``, masked and scaled."""
-        return reduce_to_weights(site, batch, self.num_particles, self.batch_size)
 
 
 def log_weights(
@@ -165,6 +76,33 @@ def log_weights(
         >>> weights.local[0, 0]  # the guide is exact, so each weight is log p(x)
         tensor(-1.2655)
     """
+    return run_pair(model, guide, args, kwargs, num_particles=num_particles)
+
+
+def run_pair(
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: dict[str, Any],
+    *,
+    num_particles: int = 1,
+    draws: Draws = ON_PATHS,
+) -> LogWeights:
+    """What ``log_weights`` does, for objectives that differentiate draws in their own way.
+
+    Args:
+        model: A Pyro program.
+        guide: A Pyro program with the same arguments.
+        args: Given to both.
+        kwargs: Given to both.
+        num_particles: K.
+        draws: How densities see the draws.
+
+    Raises:
+        OptionError: If ``num_particles`` is less than 1, or ``draws`` needs paths where there are
+            none.
+        SiteMismatchError: As ``log_weights``.
+    """
     if num_particles < 1:
         raise OptionError(f"num_particles is {num_particles}; it must be at least 1")
     nesting = None
@@ -172,14 +110,15 @@ def log_weights(
         nesting = _plate_nesting(model, guide, args, kwargs)
         particles = pyro.plate(PARTICLES, num_particles, dim=-nesting - 1)
         model, guide = particles(model), particles(guide)
-    traces = _run(model, guide, args, kwargs)
-    return _record(*traces, num_particles, nesting)
-
-
-def _run(model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[Any, Any]:
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    replayed = poutine.replay(model, trace=guide_trace)
-    return guide_trace, poutine.trace(replayed).get_trace(*args, **kwargs)
+    factor = PathFactor()
+    fixed: dict[str, Tensor] = {}
+    with Detach(draws) if isinstance(draws, Detached) else nullcontext():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    if isinstance(draws, PathsOnly):
+        guide_trace, fixed = paths_only(guide, guide_trace, factor, (args, kwargs))
+    model_trace = rerun(model, guide_trace, {}, (args, kwargs))
+    weights, factor.layout = _record(guide_trace, model_trace, num_particles, nesting, draws, fixed)
+    return replace(weights, paths=factor)
 
 
 _Depths = dict[Hashable, int]
@@ -197,10 +136,11 @@ def _plate_nesting(model: Program, guide: Program, args: tuple, kwargs: dict) ->
         known = _nesting.setdefault(model, weakref.WeakKeyDictionary()).setdefault(guide, known)
     if kind not in known:
         with dry_run(model, guide, args, kwargs):
-            traces = _run(model, guide, args, kwargs)
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = rerun(model, guide_trace, {}, (args, kwargs))
             # Among K particles, a dimension of size K that is not theirs would pass unseen.
-            _record(*traces, particles=1, nesting=None)
-        known[kind] = plate_depth(*traces)
+            _record(guide_trace, model_trace, particles=1, nesting=None)
+        known[kind] = plate_depth(guide_trace, model_trace)
     return known[kind]
 
 
@@ -237,7 +177,14 @@ def _check_sites(model_trace: Any, guide_trace: Any) -> None:
             )
 
 
-def _record(guide_trace: Any, model_trace: Any, particles: int, nesting: int | None) -> LogWeights:
+def _record(
+    guide_trace: Any,
+    model_trace: Any,
+    particles: int,
+    nesting: int | None,
+    draws: Draws = ON_PATHS,
+    fixed: dict[str, Tensor] = {},  # noqa: B006 (never changed)
+) -> tuple[LogWeights, Layout]:
     _check_sites(model_trace, guide_trace)
     depth = plate_depth(model_trace, guide_trace) if nesting is None else nesting
     frame = data_frame(model_trace)
@@ -246,10 +193,15 @@ def _record(guide_trace: Any, model_trace: Any, particles: int, nesting: int | N
     columns = columns_of(frame, model_trace, guide_trace)
     layout = Layout(depth, particles, frame, total / batch if batch else 1.0, columns)
     model = {n["name"]: layout.site(n, drawn=False) for n in samples(model_trace)}
-    guide = {n["name"]: layout.site(n, drawn=True) for n in samples(guide_trace)}
+    guide = {}
+    for node in samples(guide_trace):
+        name = node["name"]
+        detached = isinstance(draws, Detached) and draws.includes(name) and not node["is_observed"]
+        site = layout.site(node, drawn=True, detached=detached)
+        guide[name] = without_score(site, fixed)
     _check_places(model, guide)
     common = _common_factor([*model.values(), *guide.values()])
-    return LogWeights(
+    weights = LogWeights(
         {name: layout.fill(site, common) for name, site in model.items()},
         {name: layout.fill(site, common) for name, site in guide.items()},
         num_particles=particles,
@@ -257,6 +209,7 @@ def _record(guide_trace: Any, model_trace: Any, particles: int, nesting: int | N
         num_data=total,
         common_scale=common,
     )
+    return weights, layout
 
 
 def _check_places(model: dict[str, Site], guide: dict[str, Site]) -> None:

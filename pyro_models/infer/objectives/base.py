@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_models.errors import OptionError
-from pyro_models.infer.weights import LogWeights, Program, log_weights
+from pyro_models.infer.draws import ON_PATHS, Draws
+from pyro_models.infer.record import LogWeights
+from pyro_models.infer.weights import Program, run_pair
 
 
 class Estimate(NamedTuple):
@@ -39,6 +41,30 @@ class Objective(pyro.infer.ELBO):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_particles={self.num_particles})"
 
+    def weights(
+        self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]
+    ) -> LogWeights:
+        """Run a pair the way this objective needs it.
+
+        Args:
+            model: A Pyro program.
+            guide: A Pyro program with the same arguments.
+            args: Given to both.
+            kwargs: Given to both.
+
+        Raises:
+            OptionError: If the objective is not defined for this pair; the message names the site.
+            SiteMismatchError: If guide and model do not fit each other.
+        """
+        return run_pair(
+            model, guide, args, kwargs, num_particles=self.num_particles, draws=self.draws
+        )
+
+    @property
+    def draws(self) -> Draws:
+        """How densities see the guide's draws."""
+        return ON_PATHS
+
     @abstractmethod
     def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
         """Turn one run of a pair into a bound and a surrogate.
@@ -53,7 +79,7 @@ class Objective(pyro.infer.ELBO):
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Float[Tensor, ""]:
         """Minus the bound, in nats for the whole data set, with the surrogate's gradient."""
-        weights = log_weights(model, guide, *args, num_particles=self.num_particles, **kwargs)
+        weights = self.weights(model, guide, args, kwargs)
         bound, surrogate = self.estimate(weights)
         return surrogate.detach() - surrogate - bound
 
@@ -70,5 +96,5 @@ class Objective(pyro.infer.ELBO):
         return loss.item()
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        """Unused: traces are made by ``log_weights``; ``pyro.infer.ELBO`` declares it abstract."""
+        """Unused: traces are made by ``weights``; ``pyro.infer.ELBO`` declares it abstract."""
         raise NotImplementedError("objectives run pairs through pyro_models.infer.log_weights")

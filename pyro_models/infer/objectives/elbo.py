@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import kl_divergence
 
 from pyro_models.errors import OptionError
 from pyro_models.infer.objectives.base import Estimate, Objective
-from pyro_models.infer.weights import LogWeights, Program, Site, log_weights
+from pyro_models.infer.record import LogWeights
+from pyro_models.infer.sites import Site, is_point_mass
+from pyro_models.infer.weights import Program
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class ELBO(Objective):
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> ELBOTerms:
         """The parts of the bound at one run of the pair, in nats per datum, without gradients."""
         with torch.no_grad():
-            weights = log_weights(model, guide, *args, num_particles=self.num_particles, **kwargs)
+            weights = self.weights(model, guide, args, kwargs)
             split = self._split(weights)
 
             def per_datum(terms: list[tuple[Site, Tensor]]) -> Tensor:
@@ -156,7 +158,7 @@ def _closed_form(weights: LogWeights, name: str) -> Tensor | None:
         return None
     if not _parents_drawn_first(weights, name):
         return None
-    if _is_point_mass(site.fn):
+    if is_point_mass(site.fn):
         return None
     try:
         return weights.reduce(site, kl_divergence(site.fn, prior.fn))
@@ -181,14 +183,6 @@ def _parents_drawn_first(weights: LogWeights, name: str) -> bool:
     parents = set(latents[: latents.index(name)])
     drawn = list(weights.guide_sites)
     return parents <= set(drawn[: drawn.index(name)])
-
-
-def _is_point_mass(fn: Distribution) -> bool:
-    """Whether a site is a Delta, whose registered divergence leaves out its ``log_density``."""
-    base = fn
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    return hasattr(base, "log_density")
 
 
 def _joint(weights: LogWeights, local: Tensor, rest: Tensor) -> Tensor:
