@@ -3,6 +3,7 @@
 from pyro_models.infer import diagnostics
 from pyro_models.infer.checkpoint import Checkpoint
 from pyro_models.infer.embedding import Embedding, embed
+from pyro_models.infer.enumeration import marginal
 from pyro_models.infer.fit import fit
 from pyro_models.infer.history import EpochRecord, Fit
 from pyro_models.infer.likelihood import (
@@ -79,6 +80,7 @@ __all__ = [
     "fit",
     "log_likelihood",
     "log_weights",
+    "marginal",
     "reconstruct",
     "reparameterization",
     "sample",
