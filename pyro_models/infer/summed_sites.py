@@ -244,7 +244,7 @@ class Collector(Messenger):
 
     def _emit(self, group: list[_Record]) -> None:
         root = frozenset.intersection(*(record.term.frames for record in group))
-        latent = next(r.name for r in group if r.shown is None)
+        latent = next((r.name for r in group if r.shown is None), group[0].name)
         _check_minibatch(latent, group, root)
         common = _common([record.scale for record in group])
         terms = [r.term if common is not None else r.term.power(r.scale) for r in group]

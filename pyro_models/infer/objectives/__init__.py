@@ -2,5 +2,6 @@
 
 from pyro_models.infer.objectives.base import Estimate, Objective
 from pyro_models.infer.objectives.elbo import ELBO, AnalyticKL, ELBOTerms, MonteCarloKL
+from pyro_models.infer.objectives.enumerated import Enumerated
 
-__all__ = ["ELBO", "AnalyticKL", "ELBOTerms", "Estimate", "MonteCarloKL", "Objective"]
+__all__ = ["ELBO", "AnalyticKL", "ELBOTerms", "Enumerated", "Estimate", "MonteCarloKL", "Objective"]

@@ -1,0 +1,66 @@
+"""Any objective, with the model's discrete latents summed out."""
+
+from torch import Tensor
+
+from pyro_models.errors import OptionError
+from pyro_models.infer.enumeration import remembered_marginal
+from pyro_models.infer.objectives.base import Estimate, Objective
+from pyro_models.infer.objectives.elbo import ELBO
+from pyro_models.infer.record import LogWeights
+from pyro_models.infer.weights import Program
+
+_ELBO = ELBO()
+
+
+class Enumerated(Objective):
+    r"""An objective on the model with its discrete latents summed out exactly:
+
+    .. math:: p(x, z) = \sum_k p(k)\, p(z \mid k)\, p(x \mid z, k) .
+
+    Summed out is every discrete latent of the model that the guide does not sample, in parallel
+    over plates; ``pyro_models.infer.marginal`` says how. With no other latents, the ELBO is the
+    exact log-likelihood. Everything here is traceable to one graph.
+
+    Args:
+        objective: What to do with the rest; the ELBO of one particle unless said otherwise.
+
+    Raises:
+        OptionError: If the objective is not one of ours.
+
+    References:
+        Obermeyer et al. 2019, "Tensor Variable Elimination for Plated Factor Graphs",
+        https://arxiv.org/abs/1902.03210
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> means = torch.tensor([-1.0, 2.0])
+        >>> def mixture(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         k = pyro.sample("k", dist.Bernoulli(0.6))
+        ...         pyro.sample("x", dist.Normal(means[k.long()], 1.0), obs=x)
+        >>> x = torch.tensor([0.0, 2.0])
+        >>> round(Enumerated().loss(mixture, lambda x: None, x), 4)
+        3.4689
+        >>> both = torch.tensor([0.4, 0.6]).log() + dist.Normal(means, 1.0).log_prob(x[:, None])
+        >>> round(-both.logsumexp(-1).sum().item(), 4)
+        3.4689
+    """
+
+    def __init__(self, objective: Objective = _ELBO):
+        if not isinstance(objective, Objective):
+            raise OptionError(
+                f"objective is {objective!r}; give one of pyro_models.infer's, such as ELBO()"
+            )
+        super().__init__(objective.num_particles)
+        self.objective = objective
+
+    def __repr__(self) -> str:
+        return f"Enumerated({self.objective!r})"
+
+    def weights(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> LogWeights:
+        """Run the pair with the model's discrete latents summed out; see ``Objective.weights``."""
+        return self.objective.weights(remembered_marginal(model), guide, args, kwargs)
+
+    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+        """The objective's own estimate; see ``Objective.estimate``."""
+        return self.objective.estimate(weights, kl_weight)
