@@ -1,6 +1,7 @@
 """Gradients of a pair, drawn one by one and added up as they come."""
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 from pyro_models.errors import NonFiniteError, OptionError
 from pyro_models.infer.dry_run import dry_run, preserved_buffers, preserved_rng
 from pyro_models.infer.inspection import unwrapped
+from pyro_models.infer.nonfinite import all_finite
 from pyro_models.infer.objectives import Objective
 from pyro_models.infer.random_state import seed_all
 from pyro_models.infer.scope import Scope
 from pyro_models.infer.weights import LogWeights, Program, log_weights
 
-# Rows of gradients that wait to be added up together: at most so many, and so many numbers.
+# Gradients that wait for their cosines together: at most so many, and so many numbers.
 _MOST_ROWS, _MOST_NUMBERS = 64, 2**22
 
 
@@ -94,6 +96,11 @@ class OpenPair:
         return next(iter(self.parameters.values())).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The widest type among the parameters."""
+        return functools.reduce(torch.promote_types, (p.dtype for p in self.parameters.values()))
+
+    @property
     def sizes(self) -> list[int]:
         """Numbers in each parameter."""
         return [parameter.numel() for parameter in self.parameters.values()]
@@ -127,8 +134,8 @@ class OpenPair:
             (torch.zeros_like(leaf) if part is None else part).reshape(-1).to(self.device)
             for leaf, part in zip(leaves, found, strict=True)
         ]
-        flat = torch.cat(parts).double()
-        if not bool(flat.isfinite().all()):
+        flat = torch.cat(parts)
+        if not all_finite([flat]):
             raise self._not_finite(name, parts, weights)
         return flat, seconds
 
@@ -177,27 +184,27 @@ def _filled_scope() -> Scope:
 
 
 class Moments:
-    """Mean and sum of squared deviations of rows as they come, by Chan's merge of chunks."""
+    """Mean and variance of gradients as they come, by Welford's recursion in float64."""
 
     def __init__(self, size: int, device: torch.device):
         self.count = 0
-        """Rows so far."""
+        """Gradients so far."""
         self.mean = torch.zeros(size, dtype=torch.float64, device=device)
-        """Mean of the rows."""
+        """Their mean."""
         self._squares = torch.zeros_like(self.mean)
 
-    def add(self, rows: Float[Tensor, "rows size"]) -> None:
-        """Take in some rows."""
-        mean = rows.mean(0)
-        new, total = len(rows), self.count + len(rows)
-        gap = mean - self.mean
-        self._squares += (rows - mean).square_().sum(0) + gap.square() * (self.count * new / total)
-        self.mean += gap * (new / total)
-        self.count = total
+    def add(self, drawn: Float[Tensor, " size"]) -> None:
+        """Take in a gradient."""
+        # One by one: on the CPU torch.var_mean over the rows of a chunk takes ten times as long.
+        self.count += 1
+        drawn = drawn.double()
+        gap = drawn - self.mean
+        self.mean.add_(gap, alpha=1 / self.count)
+        self._squares.addcmul_(gap, drawn - self.mean)
 
     @property
     def variance(self) -> Tensor:
-        """Variance of the rows, with divisor count - 1."""
+        """Their variance, with divisor count - 1."""
         return self._squares / (self.count - 1)
 
 
@@ -222,12 +229,12 @@ def tally_draws(
     target: Tensor | None,
     bar: Any,
 ) -> Tally:
-    """Draw gradients and add them up in chunks."""
+    """Draw gradients and add them up."""
     objective = copy.deepcopy(objective)  # its moving averages and baselines stay as they were
     size = sum(pair.sizes)
     tally = Tally(Moments(size, pair.device), [], {})
     chunk = max(1, min(_MOST_ROWS, _MOST_NUMBERS // size, draws))
-    rows = torch.empty(chunk, size, dtype=torch.float64, device=pair.device)
+    rows = torch.empty(chunk, size, dtype=pair.dtype, device=pair.device)
     bar.total += draws + warm_up
     bar.set_description(name)
     for _ in range(warm_up):
@@ -238,9 +245,9 @@ def tally_draws(
         for row in rows[:count]:
             drawn, seconds = pair.gradient(name, objective)
             row.copy_(drawn)
+            tally.moments.add(drawn)
             tally.seconds.append(seconds)
             bar.update()
-        tally.moments.add(rows[:count])
         if target is not None:
             for key, value in _cosines(pair, rows[:count], target).items():
                 tally.cosines[key] = tally.cosines.get(key, 0.0) + value
@@ -249,16 +256,16 @@ def tally_draws(
 
 def _cosines(pair: OpenPair, rows: Float[Tensor, "rows size"], target: Tensor) -> dict[str, float]:
     """Sum over rows of the cosine to the target, by parameter and by side."""
-
-    def parts(tensor: Tensor) -> dict[str, Tensor]:
-        sums = [piece.sum(-1) for piece in tensor.split(pair.sizes, -1)]
-        by_name = dict(zip(pair.parameters, sums, strict=True))
-        by_side: dict[str, Any] = {}
-        for name, side in pair.sides.items():
-            by_side[side] = by_side.get(side, 0.0) + by_name[name]
-        return {f"parameter {n}": v for n, v in by_name.items()} | by_side
-
-    dots, lengths, norms = parts(rows * target), parts(rows.square()), parts(target.square())
+    target = target.to(rows.dtype)
+    dots: dict[str, Tensor] = {}
+    lengths: dict[str, Tensor] = {}
+    norms: dict[str, Tensor] = {}
+    pieces = zip(rows.split(pair.sizes, 1), target.split(pair.sizes), strict=True)
+    for (name, side), (row, goal) in zip(pair.sides.items(), pieces, strict=True):
+        values = ((row @ goal), torch.linalg.vector_norm(row, dim=1).square(), goal @ goal)
+        for sums, value in zip((dots, lengths, norms), values, strict=True):
+            sums[f"parameter {name}"] = value.double()
+            sums[side] = value.double() + sums.get(side, 0.0)
     found = {}
     for key, dot in dots.items():
         cosine = (dot / (lengths[key] * norms[key]).sqrt()).nan_to_num(nan=0.0)
