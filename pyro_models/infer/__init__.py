@@ -12,13 +12,22 @@ from pyro_models.infer.likelihood import (
     log_likelihood,
 )
 from pyro_models.infer.objectives import (
+    CIWAE,
     ELBO,
+    IWAE,
+    MIWAE,
+    PIWAE,
+    VIMCO,
     AnalyticKL,
+    DoublyReparameterized,
     ELBOTerms,
     Enumerated,
     Estimate,
     MonteCarloKL,
     Objective,
+    RenyiELBO,
+    StandardGradient,
+    StickingTheLanding,
 )
 from pyro_models.infer.predict import Posterior, Standard, reconstruct, sample, variations
 from pyro_models.infer.record import LogWeights
@@ -43,13 +52,19 @@ from pyro_models.infer.validation import Validation
 from pyro_models.infer.weights import log_weights
 
 __all__ = [
+    "CIWAE",
     "ELBO",
+    "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "VIMCO",
     "AnalyticKL",
     "Burda",
     "Checkpoint",
     "Constant",
     "Cosine",
     "CyclicalWarmup",
+    "DoublyReparameterized",
     "ELBOTerms",
     "EarlyStopping",
     "EffectiveSampleSizeWarning",
@@ -67,12 +82,15 @@ __all__ = [
     "MonteCarloKL",
     "Objective",
     "Posterior",
+    "RenyiELBO",
     "Reparameterization",
     "ReparameterizationKind",
     "Schedule",
     "Site",
     "Standard",
+    "StandardGradient",
     "Step",
+    "StickingTheLanding",
     "StopFit",
     "StopReason",
     "Validation",

@@ -21,6 +21,9 @@ from pyro_models.infer.sites import Layout, Site, samples
 class OnPaths:
     """Draws keep their paths and densities their scores: plain differentiation."""
 
+    and_constants: bool = False
+    """Whether the model also runs at constants of the draws' values, as companion "constant"."""
+
 
 @dataclass(frozen=True)
 class Detached:
@@ -105,17 +108,28 @@ def _require_paths(trace: Any) -> None:
             raise OptionError(
                 f"site {node['name']!r} is a {type(node['fn']).__name__}, which is not "
                 "reparameterised, and this gradient needs every latent's path; take "
-                "IWAE(..., gradient=Standard()) or VIMCO(...)"
+                "IWAE(..., gradient=StandardGradient()) or VIMCO(...)"
             )
 
 
 def rerun(program: Callable[..., Any], trace: Any, values: dict[str, Tensor], inputs: Any) -> Any:
     """The trace of a program at given draws."""
+    args, kwargs = inputs
+    replayed = poutine.replay(program, trace=_with_values(trace, values))
+    return poutine.trace(replayed).get_trace(*args, **kwargs)
+
+
+def constants_of(trace: Any) -> dict[str, Tensor]:
+    """The draws of a guide's trace, cut off from their paths."""
+    return {node["name"]: node["value"].detach() for node in latents_of(trace)}
+
+
+def _with_values(trace: Any, values: dict[str, Tensor]) -> Any:
+    # A trace's copy shares the nodes with it.
     given = trace.copy()
     for name, value in values.items():
-        given.nodes[name]["value"] = value
-    args, kwargs = inputs
-    return poutine.trace(poutine.replay(program, trace=given)).get_trace(*args, **kwargs)
+        given.nodes[name] = {**trace.nodes[name], "value": value}
+    return given
 
 
 def paths_only(
@@ -130,14 +144,10 @@ def paths_only(
     latents = latents_of(trace)
     stand_ins = {node["name"]: factor.stand_in(node) for node in latents}
     if len(latents) > 1:
-        constants = {node["name"]: node["value"].detach() for node in latents}
-        fixed = rerun(guide, trace, constants, inputs)
+        fixed = rerun(guide, trace, constants_of(trace), inputs)
         trace = rerun(guide, trace, stand_ins, inputs)
     else:
-        fixed = trace
-        trace = trace.copy()
-        for name, value in stand_ins.items():
-            trace.nodes[name]["value"] = value
+        fixed, trace = trace, _with_values(trace, stand_ins)
     return trace, {node["name"]: _density_at_constant(node) for node in latents_of(fixed)}
 
 

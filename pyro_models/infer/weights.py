@@ -16,8 +16,10 @@ from pyro_models.infer.draws import (
     Detach,
     Detached,
     Draws,
+    OnPaths,
     PathFactor,
     PathsOnly,
+    constants_of,
     paths_only,
     rerun,
     without_score,
@@ -118,7 +120,16 @@ def run_pair(
         guide_trace, fixed = paths_only(guide, guide_trace, factor, (args, kwargs))
     model_trace = rerun(model, guide_trace, {}, (args, kwargs))
     weights, factor.layout = _record(guide_trace, model_trace, num_particles, nesting, draws, fixed)
-    return replace(weights, paths=factor)
+    weights = replace(weights, paths=factor)
+    if isinstance(draws, OnPaths) and draws.and_constants:
+        model_trace = rerun(model, guide_trace, constants_of(guide_trace), (args, kwargs))
+        constant, _ = _record(guide_trace, model_trace, num_particles, nesting)
+        fixed_guide = {
+            name: replace(site, log_prob=site.log_prob.detach())
+            for name, site in constant.guide_sites.items()
+        }
+        weights.companions["constant"] = replace(constant, guide_sites=fixed_guide)
+    return weights
 
 
 _Depths = dict[Hashable, int]

@@ -1,0 +1,165 @@
+"""Bounds between the ELBO and the importance-weighted one, for signal in the guide's gradient."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_models.errors import OptionError
+from pyro_models.infer.draws import Draws, OnPaths
+from pyro_models.infer.objectives.base import Estimate
+from pyro_models.infer.objectives.multi_sample import MultiSampleBound, importance_bound
+from pyro_models.infer.record import LogWeights
+
+
+class CIWAE(MultiSampleBound):
+    r"""A combination of ELBO and importance-weighted bound,
+
+    .. math::
+        \beta\, E \frac1K \sum_k \log w_k + (1 - \beta)\, E \log \frac1K \sum_k w_k \le \log p(x) .
+
+    Args:
+        beta: Share of the ELBO, from 0 (IWAE) to 1.
+        num_particles: K.
+
+    Raises:
+        OptionError: If beta lies outside [0, 1] or K below 1.
+
+    References:
+        Rainforth et al. 2018, "Tighter Variational Bounds are Not Necessarily Better",
+        https://arxiv.org/abs/1802.04537
+
+    Example:
+        >>> CIWAE(0.5, num_particles=8)
+        CIWAE(beta=0.5, num_particles=8)
+    """
+
+    def __init__(self, beta: float, num_particles: int):
+        super().__init__(num_particles)
+        if not 0.0 <= beta <= 1.0:
+            raise OptionError(f"beta is {beta}; it must lie between 0 (IWAE) and 1 (ELBO)")
+        self.beta = float(beta)
+
+    def __repr__(self) -> str:
+        return f"CIWAE(beta={self.beta:g}, num_particles={self.num_particles})"
+
+    def value(self, log_w: Float[Tensor, "K M"]) -> Float[Tensor, " M"]:
+        """The bound of each column of log-weights."""
+        return self.beta * log_w.mean(0) + (1.0 - self.beta) * importance_bound(log_w)
+
+
+class MIWAE(MultiSampleBound):
+    r"""The mean of M importance-weighted bounds of K particles each,
+
+    .. math::
+        E \frac1M \sum_{m=1}^M \log \frac1K \sum_{k=1}^K w_{mk} = \mathcal L_K .
+
+    It has the value of ``IWAE(K)`` and a guide's gradient with :math:`\sqrt M` times the signal.
+
+    Args:
+        num_bounds: M.
+        num_particles: K of each; M K particles run.
+
+    Raises:
+        OptionError: If either is less than 1.
+
+    References:
+        Rainforth et al. 2018, https://arxiv.org/abs/1802.04537
+
+    Example:
+        >>> MIWAE(num_bounds=4, num_particles=8)
+        MIWAE(num_bounds=4, num_particles=8)
+    """
+
+    def __init__(self, num_bounds: int, num_particles: int):
+        super().__init__(_all_particles(num_bounds, num_particles))
+        self.num_bounds = num_bounds
+
+    def __repr__(self) -> str:
+        each = self.num_particles // self.num_bounds
+        return f"MIWAE(num_bounds={self.num_bounds}, num_particles={each})"
+
+    def value(self, log_w: Float[Tensor, "K M"]) -> Float[Tensor, " M"]:
+        """The mean of the bounds of each column of log-weights."""
+        return _bounds(log_w, self.num_bounds).mean(0)
+
+    def costs(
+        self, log_w: Float[Tensor, "K M"], value: Float[Tensor, " M"]
+    ) -> Float[Tensor, "#K M"]:
+        """A particle's draw bears on its own bound alone."""
+        del value
+        return _bound_of_each(log_w, self.num_bounds)
+
+
+class PIWAE(MultiSampleBound):
+    r"""Each side by the bound that serves it: the model by ``IWAE(M K)``, the guide by ``MIWAE``.
+
+    The same M K particles give both. The bound that is reported is the model's, ``IWAE(M K)``.
+    The model runs twice, once on the draws and once on constants of their values.
+
+    Args:
+        num_bounds: M.
+        num_particles: K of each; M K particles run.
+
+    Raises:
+        OptionError: If either is less than 1.
+
+    References:
+        Rainforth et al. 2018, https://arxiv.org/abs/1802.04537
+
+    Example:
+        >>> PIWAE(num_bounds=4, num_particles=8)
+        PIWAE(num_bounds=4, num_particles=8)
+    """
+
+    def __init__(self, num_bounds: int, num_particles: int):
+        super().__init__(_all_particles(num_bounds, num_particles))
+        self.num_bounds = num_bounds
+
+    def __repr__(self) -> str:
+        each = self.num_particles // self.num_bounds
+        return f"PIWAE(num_bounds={self.num_bounds}, num_particles={each})"
+
+    @property
+    def draws(self) -> Draws:
+        """On their paths for the guide's sake, and constants for the model's."""
+        return OnPaths(and_constants=True)
+
+    def value(self, log_w: Float[Tensor, "K M"]) -> Float[Tensor, " M"]:
+        """The guide's bound of each column of log-weights."""
+        return _bounds(log_w, self.num_bounds).mean(0)
+
+    def costs(
+        self, log_w: Float[Tensor, "K M"], value: Float[Tensor, " M"]
+    ) -> Float[Tensor, "#K M"]:
+        """A particle's draw bears on its own bound alone."""
+        del value
+        return _bound_of_each(log_w, self.num_bounds)
+
+    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+        """Estimate the model's bound from one run; see ``Objective.estimate``."""
+        _, surrogate = super().estimate(weights, kl_weight)
+        bound = importance_bound(weights.importance().detach()).sum()
+        # What the densities at constants are differentiated by is the model's parameters alone:
+        # of those, MIWAE's gradient is replaced by IWAE's.
+        constant = weights.companions["constant"].importance(kl_weight)
+        exchange = (importance_bound(constant) - self.value(constant)).sum()
+        scale = weights.importance_scale
+        return Estimate(scale * bound, surrogate + scale * exchange)
+
+
+def _all_particles(num_bounds: int, num_particles: int) -> int:
+    if num_bounds < 1 or num_particles < 1:
+        raise OptionError(
+            f"num_bounds is {num_bounds} and num_particles is {num_particles}; both must be at "
+            "least 1"
+        )
+    return num_bounds * num_particles
+
+
+def _bounds(log_w: Float[Tensor, "K M"], num_bounds: int) -> Float[Tensor, "bounds M"]:
+    """The importance-weighted bounds, each of every ``num_bounds``-th particle."""
+    return importance_bound(log_w.unflatten(0, (-1, num_bounds)))
+
+
+def _bound_of_each(log_w: Float[Tensor, "K M"], num_bounds: int) -> Float[Tensor, "K M"]:
+    bounds = _bounds(log_w, num_bounds) / num_bounds
+    return bounds.repeat(len(log_w) // num_bounds, 1)

@@ -1,0 +1,64 @@
+"""What the bounds of several particles share: weights, minibatches, the score function."""
+
+import math
+from abc import abstractmethod
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_models.errors import OptionError
+from pyro_models.infer.objectives.base import Estimate, Objective
+from pyro_models.infer.record import LogWeights
+
+
+def importance_bound(log_w: Float[Tensor, "K *M"]) -> Float[Tensor, "*M"]:
+    """Logarithm of the mean weight, over the first dimension."""
+    return log_w.logsumexp(0) - math.log(len(log_w))
+
+
+class MultiSampleBound(Objective):
+    r"""Abstract parent of the bounds :math:`s \sum_i f(\log w_{1i}, \dots, \log w_{Ki})`.
+
+    There is one log-weight a particle and datum, and :math:`s = N / B`. With latents outside the
+    data plate there is one a particle for all data together, and then no minibatch: a sum over part
+    of the data inside the logarithm is no bound.
+    """
+
+    @abstractmethod
+    def value(self, log_w: Float[Tensor, "K M"]) -> Float[Tensor, " M"]:
+        """The bound f of each column of log-weights, differentiable."""
+
+    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+        """Estimate the bound from one run; see ``Objective.estimate``."""
+        self.require_all_data(weights)
+        scale = weights.importance_scale
+        bound = self.value(weights.importance().detach()).sum()
+        log_w = weights.importance(kl_weight)
+        value = self.value(log_w)
+        surrogate = value.sum()
+        scores = weights.scores()
+        if scores is not None:
+            surrogate = surrogate + (scores * self.costs(log_w.detach(), value.detach())).sum()
+        return Estimate(scale * bound, scale * surrogate)
+
+    def costs(
+        self, log_w: Float[Tensor, "K M"], value: Float[Tensor, " M"]
+    ) -> Float[Tensor, "#K M"]:
+        """What the score of each particle's draw is multiplied by: the bound that it is part of."""
+        del log_w
+        return value.unsqueeze(0)
+
+    def require_all_data(self, weights: LogWeights) -> None:
+        """Refuse a minibatch where one weight serves all data.
+
+        Raises:
+            OptionError: If there is one; the message names the site.
+        """
+        if weights.num_particles == 1 or not weights.is_joint or weights.plate_scale == 1.0:
+            return
+        raise OptionError(
+            f"site {weights.joint_sites[0]!r} lies outside the data plate, so that one weight "
+            f"serves all {weights.num_data} data, and a minibatch of {weights.batch_size} has no "
+            f"bound of {weights.num_particles} particles; give all data as one batch, or take "
+            "ELBO(), whose terms add up"
+        )
