@@ -22,7 +22,7 @@ from pyro_models.infer.nonfinite import all_finite
 from pyro_models.infer.objectives import Objective
 from pyro_models.infer.random_state import seed_all
 from pyro_models.infer.scope import Scope
-from pyro_models.infer.weights import LogWeights, Program, log_weights
+from pyro_models.infer.weights import LogWeights, Program
 
 # Gradients that wait for their cosines together: at most so many, and so many numbers.
 _MOST_ROWS, _MOST_NUMBERS = 64, 2**22
@@ -121,10 +121,7 @@ class OpenPair:
         """One draw of the bound's gradient per datum, flat, and the seconds that it took."""
         leaves = list(self.parameters.values())
         start = self._clock()
-        count = objective.num_particles
-        weights = log_weights(
-            self.model, self.guide, *self.args, num_particles=count, **self.kwargs
-        )
+        weights = objective.weights(self.model, self.guide, self.args, self.kwargs)
         surrogate = objective.estimate(weights).surrogate / weights.num_data
         if not surrogate.requires_grad:
             raise OptionError(f"objective {name!r} does not depend on any parameter of the pair")

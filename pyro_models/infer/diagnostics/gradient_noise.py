@@ -129,7 +129,8 @@ def gradient_noise(
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(loc, 0.8))
         >>> splits = {"closed KL": ELBO(), "Monte Carlo": ELBO(kl=MonteCarloKL())}
-        >>> noise = gradient_noise(model, guide, torch.zeros(4), splits)
+        >>> near = MeanGradient(draws=50)
+        >>> noise = gradient_noise(model, guide, torch.zeros(4), splits, 50, reference=near)
         >>> # The gradient is the mean over data of -loc - z with the closed form, else of -2 z.
         >>> one, two = noise.sides
         >>> round(one.mean_norm), round(two.mean_norm), round(two.variance / one.variance, 3)

@@ -164,31 +164,32 @@ class GradientNoise:
         }
         sides = list(dict.fromkeys(row.side for row in self.sides))
         for axes, (name, label) in zip(panels, quantities.items(), strict=True):
-            drawn = [v for side in sides for v in self._bars(axes, name, side, sides)]
+            drawn = [v for side in sides for v in self._points(axes, name, side, sides)]
             if name != "cosine" and drawn and min(drawn) > 0:
                 axes.set_yscale("log")
             axes.set_ylabel(label)
             axes.spines[["top", "right"]].set_visible(False)
             places = range(len(self.objectives))
             axes.set_xticks(places, self.objectives, rotation=20, ha="right", fontsize=8)
+            axes.set_xlim(-0.5, len(self.objectives) - 0.5)
         panels[1].axhline(self._floor, color="0.6", linestyle=":", label="no signal")
         panels[1].legend(frameon=False, fontsize=8)
         return figure
 
-    def _bars(self, axes: Any, name: str, side: str, sides: list[str]) -> list[float]:
-        """Bars of one side in one panel, for the values that can be shown."""
-        width = 0.8 / len(sides)
-        offset = (sides.index(side) - (len(sides) - 1) / 2) * width
-        values = {
-            place + offset: getattr(row, name)
+    def _points(self, axes: Any, name: str, side: str, sides: list[str]) -> list[float]:
+        """Points of one side in one panel, for the values that can be shown."""
+        offset = 0.1 * (sides.index(side) - (len(sides) - 1) / 2)
+        values = [
+            (place + offset, getattr(row, name))
             for place, objective in enumerate(self.objectives)
             for row in self.sides
             if (row.objective, row.side) == (objective, side)
-        }
-        finite = {place: value for place, value in values.items() if math.isfinite(value)}
+        ]
+        finite = [(place, value) for place, value in values if math.isfinite(value)]
         color = f"C{sides.index(side)}"
-        axes.bar(list(finite), list(finite.values()), width, label=side, color=color)
-        return list(finite.values())
+        places, heights = zip(*finite, strict=True) if finite else ((), ())
+        axes.plot(places, heights, marker="o", linestyle=":", label=side, color=color)
+        return list(heights)
 
     @property
     def _floor(self) -> float:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -72,7 +73,7 @@ def assert_near(value: float, expected: float, error: float) -> None:
 class TestClosedForms:
     """q(z) = N(m, s²) and a quadratic log-density: polynomials in eps ~ N(0, 1)."""
 
-    draws = 1000
+    draws = 500
 
     def variance_error(self, variance: float, kurtosis: float = 3.0) -> float:
         """Standard error of a variance estimated from the draws."""
@@ -91,9 +92,9 @@ class TestClosedForms:
             assert_near(float(found[name].mean), center, math.sqrt(variance / self.draws))
             assert_near(float(found[name].variance), variance, self.variance_error(variance))
             ratio = abs(float(found[name].mean)) / math.sqrt(variance)
-            assert found[name].snr == pytest.approx(ratio, rel=0.15)
+            assert found[name].snr == pytest.approx(ratio, rel=0.2)
             assert found[name].standard_error == pytest.approx(
-                math.sqrt(variance / self.draws), rel=0.1
+                math.sqrt(variance / self.draws), rel=0.15
             )
 
     def test_analytic_divergence(self) -> None:
@@ -138,7 +139,7 @@ class TestClosedForms:
             row = noise.side(str(count), "guide")
             assert_near(row.variance, variance, self.variance_error(variance))
         ratio = noise.side("16", "guide").snr / noise.side("1", "guide").snr
-        assert ratio == pytest.approx(4, rel=0.2)
+        assert ratio == pytest.approx(4, rel=0.25)
 
     def test_cosine_of_one_number_is_its_sign(self) -> None:
         """P(g > 0) for a normal g: the mean cosine is 2 P(g > 0) - 1 where the reference is > 0."""
@@ -649,7 +650,7 @@ class TestRecord:
         labels = [axes.get_ylabel() for axes in figure.axes]
         assert labels[2] == "cosine to the reference"
         variance, _, cosine, _ = figure.axes
-        heights = {bar.get_height() for group in variance.containers for bar in group}
+        heights = {y for line in variance.lines for y in np.asarray(line.get_ydata())}
         assert heights == {row.variance for row in noise.sides}
         assert variance.get_yscale() == "log"
         assert cosine.get_yscale() == "linear"
