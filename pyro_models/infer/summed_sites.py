@@ -14,6 +14,7 @@ from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -23,6 +24,9 @@ from pyro_models.infer.summation import Term, Variable, connected, sum_out
 
 # What an enumerated site must not inherit: samples instead of values are no exact sum.
 _CHOICES = ("enumerate", "num_samples", "tmc")
+
+# Handlers that make up a value for any site, or remember what passes them: they are not asked.
+_NOT_ASKED = (InitMessenger, EnumMessenger, MarkovMessenger)
 
 
 def is_summed(msg: Any) -> bool:
@@ -35,8 +39,8 @@ def _from_outside(msg: Any, outside: list[Messenger]) -> Tensor | None:
     asked = msg.copy()
     asked["infer"] = dict(msg["infer"])
     for messenger in reversed(outside):
-        if isinstance(messenger, InitMessenger | EnumMessenger):
-            continue  # they make up a value for anything
+        if isinstance(messenger, _NOT_ASKED):
+            continue
         messenger._process_message(asked)
         if asked["stop"]:
             break

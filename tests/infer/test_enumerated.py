@@ -30,8 +30,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_models.errors import OptionError, SiteMismatchError
 from pyro_models.infer import (
     ELBO,
+    IWAE,
+    DoublyReparameterized,
     Enumerated,
     MonteCarloKL,
+    Objective,
+    RenyiELBO,
     Step,
     fit,
     log_likelihood,
@@ -416,6 +420,46 @@ def test_masks() -> None:
     torch.testing.assert_close(weights.local.sum(-1), exact.expand(2))
 
 
+@pytest.mark.parametrize("particles", [1, 3])
+def test_data_that_are_missing(particles: int) -> None:
+    """A discrete observation with gaps, on which another one depends: the gaps are summed out."""
+    p = parameters()
+    seen: Any = torch.tensor([True, False, True])
+
+    def model() -> None:
+        with data():
+            k = pyro.sample("k", categorical(p["prior"]))
+            y = pyro.sample(
+                "y", dist.Bernoulli(logits=p["mean"][k]), obs=tensor(1.0, 1.0, 0.0), obs_mask=seen
+            )
+            pyro.sample("x", normal(y), obs=X)
+
+    yes = (p["prior"].softmax(-1) * p["mean"].sigmoid()).sum()
+    both = torch.stack(
+        [yes.log() + normal(1.0).log_prob(X), (1 - yes).log() + normal(0.0).log_prob(X)]
+    )
+    exact = torch.stack([both[0, 0], both[:, 1].logsumexp(0), both[1, 2]])
+    weights = log_weights(marginal(model), no_guide, num_particles=particles)
+    torch.testing.assert_close(weights.local, exact.expand(particles, -1))
+
+
+def test_inside_other_handlers() -> None:
+    """A plate, a Markov context and a scale around the program count as around the model."""
+    p = parameters()
+
+    def model() -> None:
+        k = pyro.sample("k", categorical(p["prior"]))
+        pyro.sample("x", normal(p["mean"][k]), obs=X)
+
+    program = marginal(model)
+    with poutine.trace() as seen, pyro.markov(), data(), poutine.scale(scale=0.5):
+        program()
+    exact = (p["prior"].log_softmax(-1) + normal(p["mean"]).log_prob(X[:, None])).logsumexp(-1)
+    torch.testing.assert_close(seen.trace.log_prob_sum(), 0.5 * exact.sum())
+    assert set(seen.trace.nodes) >= {"x"}
+    assert "k" not in seen.trace.nodes
+
+
 class TestScales:
     """A scale on all sites of a sum multiplies its logarithm; others are powers inside."""
 
@@ -505,6 +549,55 @@ class TestBesideOtherLatents:
             gradient = torch.autograd.grad(surrogate, list(p.values()), allow_unused=True)
             results.append((bound, [g for g in gradient if g is not None]))
         torch.testing.assert_close(results[0], results[1])
+
+    @pytest.mark.parametrize(
+        "inner",
+        [IWAE(5), IWAE(5, gradient=DoublyReparameterized()), RenyiELBO(0.5, 5)],
+        ids=["IWAE", "DReG", "Renyi"],
+    )
+    def test_bounds_of_many_particles(self, inner: Objective) -> None:
+        """Draw by draw what they are on the model that was summed by hand."""
+        results = []
+        for model, objective in [(clustered, Enumerated(inner)), (clustered_by_hand, inner)]:
+            pyro.set_rng_seed(1)
+            p = parameters()
+            loss = objective.differentiable_loss(model, clustered_guide, p, 30)
+            results.append((loss, gradient(loss, p)))
+        torch.testing.assert_close(results[0], results[1])
+
+    def test_a_sum_that_ties_all_data_together(self) -> None:
+        """A global latent summed out above local ones of the guide: one weight for all data."""
+
+        def model(p: Parameters) -> None:
+            c = pyro.sample("c", categorical(p["prior"]))
+            with data():
+                z = pyro.sample("z", normal(p["mean"][c], 0.5))
+                pyro.sample("x", normal(z, 0.8), obs=X)
+
+        p = parameters()
+        weights = Enumerated(IWAE(6)).weights(model, no_w, (p,), {})
+        z = weights.guide_sites["z"].value  # 6 particles, 3 data
+        prior = normal(p["mean"], 0.5).log_prob(z.unsqueeze(-1)).sum(1) + p["prior"].log_softmax(-1)
+        rest = normal(z, 0.8).log_prob(X) - normal(X / 2 + p["logit"], 0.4).log_prob(z)
+        exact = (prior.logsumexp(-1) + rest.sum(-1)).logsumexp(0) - math.log(6)
+        assert Enumerated(IWAE(6)).estimate(weights).bound.item() == pytest.approx(exact.item())
+
+    def test_inner_plates(self) -> None:
+        """Latents of the guide above discrete ones in a plate within the data's."""
+
+        def model(p: Parameters) -> None:
+            with data():
+                z = pyro.sample("z", normal(0.0))
+                with pyro.plate("words", 2, dim=-2):
+                    j = pyro.sample("j", dist.Bernoulli(logits=z))
+                    pyro.sample("x", normal(p["shift"][1] * j), obs=ROWS)
+
+        p = parameters()
+        weights = log_weights(marginal(model), no_w, p, num_particles=4)
+        z = weights.guide_sites["z"].value.squeeze(1)  # 4 particles, 3 data
+        yes = torch.nn.functional.logsigmoid(z).unsqueeze(1) + normal(p["shift"][1]).log_prob(ROWS)
+        no = torch.nn.functional.logsigmoid(-z).unsqueeze(1) + normal(0.0).log_prob(ROWS)
+        torch.testing.assert_close(weights.log_p["x"], torch.logaddexp(yes, no).sum(1))
 
     def test_stock_pyro_agrees(self) -> None:
         p = parameters()
