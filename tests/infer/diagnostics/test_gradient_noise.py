@@ -14,7 +14,16 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from pyro_models.errors import DataError, NonFiniteError, OptionError, SiteMismatchError
-from pyro_models.infer import ELBO, MonteCarloKL, diagnostics, fit
+from pyro_models.infer import (
+    ELBO,
+    IWAE,
+    DoublyReparameterized,
+    Enumerated,
+    MonteCarloKL,
+    StickingTheLanding,
+    diagnostics,
+    fit,
+)
 from pyro_models.infer.diagnostics import GradientNoise, MeanGradient
 from pyro_models.infer.diagnostics import gradient_noise as measure
 from pyro_models.infer.objectives import Estimate, Objective
@@ -203,6 +212,99 @@ def hermite() -> tuple[Tensor, Tensor]:
         + torch.diag(torch.arange(1, 20, dtype=DTYPE).sqrt(), -1)
     )
     return nodes, weights[0] ** 2
+
+
+def slope(counts: list[int], ratios: list[float], draws: int) -> tuple[float, float]:
+    """Exponent of ratio ~ count^slope by weighted least squares, and its standard error."""
+    at = torch.tensor(counts, dtype=DTYPE).log()
+    ratio = torch.tensor(ratios, dtype=DTYPE)
+    # Of a log |mean| / deviation, each estimated from the draws.
+    weight = 1 / ((1 / ratio**2 + 0.5) / draws)
+    center = (weight * at).sum() / weight.sum()
+    spread = (weight * (at - center) ** 2).sum()
+    found = (weight * (at - center) * ratio.log()).sum() / spread
+    return float(found), float(spread**-0.5)
+
+
+class TestTighterBounds:
+    """Rainforth et al. 2018 and Tucker et al. 2018, on a linear normal model and encoder."""
+
+    draws = 200
+    counts = [4, 16, 64, 256]  # noqa: RUF012
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def measured(cls) -> GradientNoise:
+        def model(x: Tensor) -> None:
+            shift = pyro.param("shift", torch.tensor(0.2, dtype=DTYPE))
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), dtype=DTYPE), 1.0))
+                pyro.sample("x", dist.Normal(z + shift, 1.0), obs=x)
+
+        def guide(x: Tensor) -> None:
+            gain = pyro.param("gain", torch.tensor(0.35, dtype=DTYPE))
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(gain * x, 0.8))
+
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(100, dtype=DTYPE, generator=generator) * 2**0.5
+        named: dict[str, Objective] = {}
+        for count in (1, *cls.counts):
+            named[f"standard {count}"] = IWAE(count)
+            named[f"dreg {count}"] = IWAE(count, gradient=DoublyReparameterized())
+        named["landing 64"] = IWAE(64, gradient=StickingTheLanding())
+        return gradient_noise(model, guide, x, named, cls.draws)
+
+    def ratios(self, measured: GradientNoise, kind: str, side: str) -> list[float]:
+        return [measured.side(f"{kind} {count}", side).snr for count in self.counts]
+
+    def test_the_guides_signal_drowns_as_the_bound_tightens(self, measured: Any) -> None:
+        found, error = slope(self.counts, self.ratios(measured, "standard", "guide"), self.draws)
+        assert error < 0.1
+        assert_near(found, -0.5, error)
+
+    def test_not_with_doubly_reparameterized_gradients(self, measured: Any) -> None:
+        one, many = (measured.side(f"dreg {count}", "guide").snr for count in (1, 256))
+        assert many > one
+        found, error = slope(self.counts, self.ratios(measured, "dreg", "guide"), self.draws)
+        assert found > 4 * error
+        # It is the gradient of the same bound.
+        for count in self.counts:
+            standard = measured.parameters[f"standard {count}"]["gain"]
+            dreg = measured.parameters[f"dreg {count}"]["gain"]
+            error = float((standard.standard_error**2 + dreg.standard_error**2).sqrt())
+            assert_near(float(dreg.mean), float(standard.mean), error)
+
+    def test_the_models_signal_rises(self, measured: Any) -> None:
+        found, error = slope(self.counts, self.ratios(measured, "standard", "model"), self.draws)
+        assert found > 4 * error
+
+    def test_a_biased_gradient_is_seen_by_its_mean(self, measured: Any) -> None:
+        landing = measured.parameters["landing 64"]["gain"]
+        standard = measured.parameters["standard 64"]["gain"]
+        error = float((standard.standard_error**2 + landing.standard_error**2).sqrt())
+        assert abs(float(landing.mean - standard.mean)) > 20 * error
+
+
+def test_latents_that_an_objective_sums_out() -> None:
+    """The guide need not sample them; what is summed exactly has no noise."""
+
+    def model(x: Tensor) -> None:
+        logit = pyro.param("logit", torch.tensor(0.4, dtype=DTYPE))
+        with pyro.plate("data", len(x)):
+            component = pyro.sample("component", dist.Bernoulli(logits=logit))
+            pyro.sample("x", dist.Normal(2 * component - 1, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pass
+
+    noise = gradient_noise(model, guide, X, {"exact": Enumerated(ELBO())}, 5)
+    row = noise.side("exact", "model")
+    # Mean over data of the posterior minus the prior probability of the component.
+    expected = float(((0.4 + 2 * X).sigmoid() - torch.tensor(0.4).sigmoid()).mean())
+    assert row.mean_norm == pytest.approx(abs(expected))
+    assert row.variance == pytest.approx(0, abs=1e-24)
+    assert row.cosine == pytest.approx(1)
 
 
 class Decoder(nn.Module):
