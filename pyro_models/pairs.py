@@ -14,7 +14,7 @@ from guides import AmortizedBernoulli, AmortizedNormal, Covariance, Diagonal
 from pyro_models.belief_network import SigmoidBeliefNetwork
 from pyro_models.data import ArrayLike, Data, as_tensor
 from pyro_models.errors import OptionError
-from pyro_models.infer import ELBO, Objective
+from pyro_models.infer import ELBO, VIMCO, Objective
 from pyro_models.likelihoods import (
     Bernoulli,
     ContinuousBernoulli,
@@ -104,7 +104,7 @@ def belief_network(
             ``(200, 200)`` with ``latent_dim=200`` the nonlinear one.
         likelihood: What the outputs of the data's layer mean; ``Bernoulli()`` if not given.
         activation: Class of the deterministic layers' activation.
-        objective: What to maximise; ``ELBO()`` if not given.
+        objective: What to maximise; ``VIMCO(num_particles=5)`` if not given.
         preprocess: Module between the data and the guide; see ``guides.AmortizedBernoulli``.
 
     Raises:
@@ -120,7 +120,7 @@ def belief_network(
     hidden = widths("hidden", hidden)
     guide = AmortizedBernoulli(data_dim, dims, hidden, activation, preprocess)
     model = SigmoidBeliefNetwork(data_dim, dims, hidden[::-1], likelihood, activation)
-    return Pair(model, guide, ELBO() if objective is None else objective)
+    return Pair(model, guide, VIMCO(num_particles=5) if objective is None else objective)
 
 
 def _check_objective(objective: object) -> None:

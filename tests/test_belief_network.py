@@ -25,6 +25,7 @@ from pyro_models.data import DynamicBinarization
 from pyro_models.errors import DataError, OptionError, SupportError
 from pyro_models.infer import (
     ELBO,
+    VIMCO,
     MonteCarloKL,
     embed,
     fit,
@@ -345,6 +346,12 @@ def test_model_and_guide_mirror_each_other() -> None:
     assert shapes(pair.guide) == [(9, 30), (8, 9), (20, 8), (9, 20), (8, 9), (10, 8)]
     assert shapes(pair.model) == [(8, 20), (9, 8), (30, 9), (8, 10), (9, 8), (20, 9)]
     assert pairs.belief_network(30, latent_dim=7).model.latent_dims == (7,)
+
+
+def test_without_a_choice_it_is_fitted_by_vimco() -> None:
+    for pair in (pairs.belief_network(3), pairs.build("belief_network", X)):
+        assert isinstance(pair.objective, VIMCO)
+        assert pair.objective.num_particles == 5
 
 
 def test_a_pair_for_binary_data_starts_centred_on_them() -> None:
