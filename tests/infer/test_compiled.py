@@ -16,13 +16,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import torch._dynamo.utils
 import torch._inductor.config as inductor
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_models.infer import ELBO, Step
+from pyro_models.infer import compiled as compiled_module
 from pyro_models.infer import step as step_module
 from pyro_models.programs import data_plate
 from tests.infer.step_cases import (
@@ -44,9 +44,23 @@ X = torch.tensor([0.3, -1.2, 2.0, 0.7])
 IMAGES = (torch.arange(48).reshape(8, 6) % 5 < 2).float()
 
 
-def graphs_compiled() -> int:
-    """Graphs that torch has compiled since the process began: recompiling counts too."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+class Compilations:
+    """Counts the graphs that are compiled, again or for the first time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        compile_graph = compiled_module.compile_graph
+
+        def counting(*args: Any) -> Any:
+            self.count += 1
+            return compile_graph(*args)
+
+        monkeypatch.setattr(compiled_module, "compile_graph", counting)
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> Compilations:
+    return Compilations(monkeypatch)
 
 
 def assert_same_trajectory(one: Step, other: Step, tolerance: float = 2e-4) -> None:
@@ -169,7 +183,9 @@ class TestParity:
 
 
 class TestRepeats:
-    def test_the_same_seed_gives_the_same_run_and_a_restored_step_continues_it(self) -> None:
+    def test_the_same_seed_gives_the_same_run_and_a_restored_step_continues_it(
+        self, compilations: Compilations
+    ) -> None:
         """Three runs: one, the same again, and one from the middle in a fresh step."""
 
         def start() -> Step:
@@ -195,13 +211,13 @@ class TestRepeats:
             fresh(IMAGES)
         assert same(fresh.state_dict(), ends[0])
         # Back again in place: the graphs still serve.
-        compiled = graphs_compiled()
+        compiled = compilations.count
         step.load_state_dict(middle)
         torch.set_rng_state(random)
         for _ in range(4):
             step(IMAGES)
         assert same(step.state_dict(), ends[0])
-        assert graphs_compiled() == compiled
+        assert compilations.count == compiled
 
     def test_draws_differ_from_step_to_step(self) -> None:
         step = make(latent_model, latent_guide, functools.partial(torch.optim.SGD, lr=0.0))
@@ -212,7 +228,7 @@ class TestRepeats:
 
 
 class TestGraphs:
-    def test_batches_rates_and_weights(self) -> None:
+    def test_batches_rates_and_weights(self, compilations: Compilations) -> None:
         """One step through it all, an eager one beside it; nothing but a new shape compiles."""
 
         def model(x: Tensor, num_data: int | None = None) -> None:
@@ -228,7 +244,7 @@ class TestGraphs:
         eager, compiled = both(model, guide, sgd)
         course = [(4, 1.0, 1.0)] * 3 + [(4, 0.5, 1.0), (4, 0.25, 0.5), (3, 0.25, 0.1)]
         course += [(4, 0.1, 0.7), (3, 2.0, 0.0), (4, 2.0, 1.0), (3, 0.3, 0.3)]
-        before, seen = graphs_compiled(), []
+        seen = []
         for size, rate, weight in course:
             losses = []
             for step in (eager, compiled):
@@ -238,7 +254,7 @@ class TestGraphs:
             torch.testing.assert_close(
                 compiled.parameters()["loc"], eager.parameters()["loc"], rtol=1e-5, atol=1e-6
             )
-            seen.append(graphs_compiled() - before)
+            seen.append(compilations.count)
         assert compiled.fallback_reason is None
         assert seen == [0, 1, 1, 1, 1, 2, 2, 2, 2, 2]
 
@@ -327,7 +343,10 @@ class TestGraphs:
         assert model.b.item() != moved
 
     def test_no_more_than_a_number_of_them(
-        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        compilations: Compilations,
     ) -> None:
         monkeypatch.setattr(step_module, "MOST_GRAPHS", 1)
         step = make(mean_model, compiled=True)
@@ -336,9 +355,35 @@ class TestGraphs:
                 step(X[:size])
         assert step.fallback_reason == "1 kinds of batch have a graph, and no further ones get any"
         assert len(caplog.records) == 1
-        compiled = graphs_compiled()
         step(X)
-        assert graphs_compiled() == compiled
+        assert compilations.count == 1
+
+    def test_a_precision_that_changes(self, compilations: Compilations) -> None:
+        """Compiled code would read the bits of double precision as single precision."""
+        models = Mean(3), Mean(3)
+        eager, compiled = make(models[0], no_guide, sgd), make(models[1], no_guide, sgd, None, True)
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            for model in models:
+                model.to(dtype)
+            for _ in range(3):
+                losses = [step(X) for step in (eager, compiled)]
+                assert losses[1].dtype == dtype
+                torch.testing.assert_close(*losses)
+        assert compiled.fallback_reason is None
+        assert compilations.count == 3
+        assert torch.allclose(models[0].loc, models[1].loc)
+
+    def test_a_number_of_threads_that_changes(self, compilations: Compilations) -> None:
+        eager, compiled = make(Mean(3)), make(Mean(3), compiled=True)
+        threads, seen = torch.get_num_threads(), []
+        try:
+            for number in (1, 1, 2, 2, 1):
+                torch.set_num_threads(number)
+                torch.testing.assert_close(compiled(X), eager(X))
+                seen.append(compilations.count)
+        finally:
+            torch.set_num_threads(threads)
+        assert seen == [0, 1, 2, 2, 2]
 
 
 def leaves(step: Step) -> dict[str, Any]:
