@@ -22,19 +22,15 @@ class OnPaths:
     """Draws keep their paths and densities their scores: plain differentiation."""
 
     and_constants: bool = False
-    """Whether the model also runs at constants of the draws' values, as companion "constant"."""
+    """Whether the model also runs at constants of the draws, in the notes under "constant"."""
 
 
 @dataclass(frozen=True)
 class Detached:
     """Draws are constants from the moment they are drawn: only densities are differentiated."""
 
-    sites: frozenset[str] | None = None
-    """Which; all of them where it is ``None``."""
-
-    def includes(self, name: str) -> bool:
-        """Whether a site's draws are cut off from their path."""
-        return self.sites is None or name in self.sites
+    kept: frozenset[str] = frozenset()
+    """Sites whose draws keep their paths all the same."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ class Detach(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         drawn = not msg["is_observed"] and isinstance(msg["value"], Tensor)
-        if drawn and self._draws.includes(msg["name"]):
+        if drawn and msg["name"] not in self._draws.kept:
             msg["value"] = msg["value"].detach()
 
 

@@ -13,7 +13,6 @@ from pyro_models.errors import CheckpointError, NonFiniteError, PyroModelsError
 from pyro_models.infer.arrays import Tensors
 from pyro_models.infer.record import LogWeights
 from pyro_models.infer.trainer import Snapshot, Trainer
-from pyro_models.infer.weights import log_weights
 
 # Steps between snapshots: a copy of all state costs about as much as one or two steps.
 KEEP_EVERY = 1000
@@ -133,9 +132,8 @@ class Watch:
 
     def _run(self, batch: Tensors) -> LogWeights:
         step = self._trainer.step
-        count = step.objective.num_particles
-        kwargs = self._trainer.kwargs
-        return log_weights(step.model, step.guide, *batch, num_particles=count, **kwargs)
+        kwargs = dict(self._trainer.kwargs)
+        return step.objective.weights(step.model, step.guide, tuple(batch), kwargs)
 
     def _bad_sites(self, batch: Tensors) -> tuple[str, ...]:
         """Names of sites with a value or log-density that is not finite, guide first."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pyro_models.errors import DataError, OptionError
 from pyro_models.infer.arrays import Tensors
-from pyro_models.infer.weights import Program, log_weights
+from pyro_models.infer.objectives import Objective
+from pyro_models.infer.weights import Program
 
 
 def modules_of(*programs: Program) -> tuple[nn.Module, ...]:
@@ -76,6 +77,7 @@ def check_arguments(program: Program, what: str, batch: Tensors, kwargs: Mapping
 
 
 def check_scale(
+    objective: Objective,
     model: Program,
     guide: Program,
     batch: Tensors,
@@ -91,7 +93,7 @@ def check_scale(
     if kwargs or num_data == size:
         return
     with torch.no_grad():
-        weights = log_weights(model, guide, *batch, **kwargs)
+        weights = objective.weights(model, guide, tuple(batch), dict(kwargs))
     if weights.has_global_latents and weights.num_data <= size:
         raise OptionError(
             f"the pair has latents outside the data plate, and its plate holds {weights.num_data} "

@@ -207,7 +207,7 @@ class Setup:
         self._check_support(batches)
         step.initialize(*first, **kwargs)
         with evaluation_mode(self.modules):
-            check_scale(step.model, step.guide, first, kwargs, batches.num_data)
+            check_scale(step.objective, step.model, step.guide, first, kwargs, batches.num_data)
         return kwargs
 
     def _check_support(self, batches: Batches) -> None:

@@ -6,6 +6,7 @@ and the plate's scale apart from the weights, because a bound such as
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,8 +41,8 @@ class LogWeights:
     """A scale that the user put on every site alike (``poutine.scale``), 1 without one."""
     paths: PathFactor = field(default_factory=PathFactor)
     """Where an objective that runs with ``PathsOnly`` puts the weight of each draw's path."""
-    companions: dict[str, "LogWeights"] = field(default_factory=dict)
-    """Further runs that an objective asked for, by its own names."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What an objective found out about the run, for itself."""
 
     @property
     def plate_scale(self) -> float:
@@ -138,10 +139,18 @@ class LogWeights:
             for s in self.model_sites.values()
         ]
         terms += [(s, -kl_weight * s.log_prob) for s in self.guide_sites.values()]
+        return self.fold(terms)
+
+    def fold(self, terms: list[tuple[Site, Tensor]]) -> Float[Tensor, "K M"]:
+        """Add up terms by site in the shape of ``importance``."""
         local, rest = self.total(terms)
         if self.is_joint:
             return (rest + self.plate_scale * local.sum(-1)).unsqueeze(-1)
         return local + rest.unsqueeze(-1) / (self.plate_scale * self.batch_size)
+
+    def log_q_all(self) -> Float[Tensor, "K M"]:
+        """Log-density of the guide, in the shape of ``importance``."""
+        return self.fold([(s, s.log_prob) for s in self.guide_sites.values()])
 
     @property
     def importance_scale(self) -> float:

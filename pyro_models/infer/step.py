@@ -2,7 +2,8 @@
 
 import logging
 import subprocess
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -23,13 +24,13 @@ from pyro_models.infer.compiled import (
 )
 from pyro_models.infer.dry_run import dry_run, preserved_buffers
 from pyro_models.infer.objectives import Objective
+from pyro_models.infer.objectives.base import OptimizerFactory
 from pyro_models.infer.record import LogWeights
 from pyro_models.infer.scope import Scope, buffers
+from pyro_models.infer.updates import Update
 from pyro_models.infer.weights import Program
 
 logger = logging.getLogger(__name__)
-
-OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
 # What is raised where a program cannot be traced or a machine cannot compile. Whether it says
 # something of the tracing or of the program, an eager run of the same step tells.
@@ -48,8 +49,6 @@ _CANNOT_COMPILE = (
 
 # Each kind of batch costs seconds to compile; where all of them differ that never ends.
 MOST_GRAPHS = 16
-
-_SMALLEST_RATE = 1e-30
 
 
 class Step:
@@ -120,23 +119,20 @@ class Step:
                 f"optimizer is a {type(optimizer).__name__}; give something that makes one from "
                 "parameters, such as functools.partial(torch.optim.Adam, lr=1e-3)"
             )
-        self.objective = objective
+        self.objective = objective.private()
         self.compiled = compiled
         self.fallback_reason: str | None = None
         self._programs = {"model": model, "guide": guide}
         self._scope = Scope()
         self._make_optimizer = optimizer
-        self._optimizer: Optimizer | None = None
+        self._updates: list[Update] = []
         self._parameters: dict[str, Tensor] = {}
         self._graphs: dict[Hashable, CompiledStep] = {}
-        self._rates: list[float] = []
-        self._rate_inputs: list[Tensor] = []
         self._lr_factor = 1.0
         self._kl_weight = 1.0
         self._kl_input = torch.ones((), dtype=torch.float64)
         self._steps = 0
         self._stored = 0
-        self._needs_closure = False
         self._stays_eager = False
         self._unprepared: set[Hashable] = set()
 
@@ -184,41 +180,33 @@ class Step:
         Raises:
             OptionError: If the pair has no parameter to train.
         """
-        if self._optimizer is not None:
+        if self._updates:
             return
         with dry_run(*self._programs.values(), args, kwargs):
-            self._parameters = self._scope.collect(
-                self._programs, lambda: self._weights(args, kwargs)
-            )
+            trained = self._scope.collect(self._programs, lambda: self._weights(args, kwargs))
         self._stored = len(self._scope.parameters)
-        if not self._parameters:
+        if not trained:
             raise OptionError(
                 "neither model nor guide has a parameter to train; make one with pyro.param or "
                 "torch.nn.Parameter, with requires_grad=True"
             )
-        parameters = list(self._parameters.values())
-        self._optimizer = self._make_optimizer(parameters)
-        self._needs_closure = optimizer_state.needs_closure(self._optimizer)
-        self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
-        device = parameters[0].device
-        self._rate_inputs = [
-            torch.tensor(rate, dtype=torch.float64, device=device) for rate in self._rates
-        ]
+        self._updates = [Update(self._make_optimizer, trained)]
+        own = self._objective_parameters()
+        if own and self.objective.optimizer is not None:
+            self._updates.append(Update(self.objective.optimizer, own))
+        self._parameters = {**trained, **own}
+        device = next(iter(trained.values())).device
         self._kl_input = torch.tensor(self._kl_weight, dtype=torch.float64, device=device)
-        if device.type == "cuda":
-            for group in self._optimizer.param_groups:
-                # Step counts on the device: no step ever waits for it, eager or compiled.
-                group.update({"capturable": True} if "capturable" in group else {})
         self._set_rates()
 
+    def _objective_parameters(self) -> dict[str, Tensor]:
+        state = self.objective.state
+        named = () if state is None else state.named_parameters()
+        return {f"objective.{name}": p for name, p in named if p.requires_grad}
+
     def _set_rates(self) -> None:
-        if self._optimizer is None:
-            return
-        groups = self._optimizer.param_groups
-        for group, rate, tensor in zip(groups, self._rates, self._rate_inputs, strict=True):
-            group["lr"] = rate * self._lr_factor
-            # Adam and its kin divide by a rate that is a tensor: zero would give 0 / 0.
-            tensor.fill_(max(group["lr"], _SMALLEST_RATE))
+        for update in self._updates:
+            update.set_rates(self._lr_factor)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """Do one step on a batch and return the loss, in nats per datum, without waiting for it."""
@@ -243,7 +231,7 @@ class Step:
 
     def _eager(self, args: tuple, kwargs: dict, kl_weight: Tensor | float) -> Tensor:
         """The step itself: also what is traced to a graph."""
-        optimizer = self._made_optimizer()
+        main, *others = self._made_updates()
         parameters = [p for p in self._parameters.values() if p.requires_grad]
         gradients = [parameter.grad for parameter in parameters]
         losses = []
@@ -261,20 +249,27 @@ class Step:
             return loss.detach()
 
         try:
-            if self._needs_closure:
-                optimizer.step(evaluate)
+            if main.needs_closure:
+                main.optimizer.step(evaluate)
             else:
                 evaluate()
-                optimizer.step()
+                main.optimizer.step()
+            for other in others:
+                other.optimizer.step()
         finally:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
         return losses[0]
 
-    def _made_optimizer(self) -> Optimizer:
-        if self._optimizer is None:
+    def _made_updates(self) -> list[Update]:
+        if not self._updates:
             raise OptionError("the step has no parameters yet; call it, or initialize, first")
-        return self._optimizer
+        return self._updates
+
+    def _modules(self) -> dict[str, Any]:
+        """What may hold buffers: the programs, and what the objective remembers."""
+        state = self.objective.state
+        return self._programs if state is None else {**self._programs, "objective": state}
 
     def _check_parameters(self) -> None:
         late = list(self._scope.parameters)[self._stored :]
@@ -326,35 +321,36 @@ class Step:
             logger.warning("the step stays eager, it cannot be compiled: %s", why)
 
     def _trace(self, args: tuple, kwargs: dict, batch: list[Tensor]) -> CompiledStep:
-        optimizer = self._made_optimizer()
+        updates = self._made_updates()
         leaves, structure = tree_flatten((args, kwargs))
-        for values in optimizer.state.values():
-            # Bias corrections 1 - beta**t need more digits than float32 has.
-            if isinstance(values.get("step"), Tensor):
-                values["step"] = values["step"].double()
-        own = buffers(self._programs)
+        for update in updates:
+            update.count_in_double()
+        own = buffers(self._modules())
 
         def run(tensors: Sequence[Tensor]) -> Tensor:
             given = iter(tensors)
             filled = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             args, kwargs = tree_unflatten(filled, structure)
-            with traceable(optimizer, self._rate_inputs):
+            with ExitStack() as stack:
+                for update in updates:
+                    stack.enter_context(traceable(update.optimizer, update.rate_inputs))
                 loss = self._eager(args, kwargs, self._kl_input)
-            for name, buffer in buffers(self._programs).items():
+            for name, buffer in buffers(self._modules()).items():
                 if buffer is not own.get(name):
                     raise UntraceableError(f"buffer {name} is replaced and not changed in place")
             return loss
 
-        state = [*self._state().values(), *self._rate_inputs, self._kl_input]
+        rates = [rate for update in updates for rate in update.rate_inputs]
+        state = [*self._state().values(), *rates, self._kl_input]
         with preserved_buffers(*self._programs.values()):
             return CompiledStep(run, batch, state)
 
     def _state(self) -> dict[str, Tensor]:
         """Every tensor that a step may change, by name; the tensors themselves."""
         state = {f"parameter/{name}": p for name, p in self._parameters.items()}
-        state |= {f"buffer/{name}": b for name, b in buffers(self._programs).items()}
-        if self._optimizer is not None:
-            state |= optimizer_state.tensors(self._optimizer, self._parameters)
+        state |= {f"buffer/{name}": b for name, b in buffers(self._modules()).items()}
+        for update in self._updates:
+            state |= update.tensors()
         return state
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -363,8 +359,8 @@ class Step:
         What an optimiser keeps besides tensors and numbers (LBFGS keeps lists) is not in it.
         """
         state = {name: value.detach().clone() for name, value in self._state().items()}
-        if self._optimizer is not None:
-            state |= optimizer_state.numbers(self._optimizer, self._parameters)
+        for update in self._updates:
+            state |= update.numbers()
         return state | {"steps": torch.tensor(self._steps)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -374,7 +370,7 @@ class Step:
             OptionError: If the step has no parameters yet.
             CheckpointError: If names or shapes differ from this pair's.
         """
-        optimizer = self._made_optimizer()
+        updates = self._made_updates()
         is_other = optimizer_state.is_optimizer_entry
         own = {name: tensor for name, tensor in self._state().items() if not is_other(name)}
         given = {name for name in state if name != "steps" and not is_other(name)}
@@ -392,6 +388,7 @@ class Step:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])
-        if not optimizer_state.load(optimizer, self._parameters, state):
+        same = [update.load(state) for update in updates]
+        if not all(same):
             self._graphs.clear()  # they hold the tensors that the optimiser no longer has
         self._steps = int(state["steps"])

@@ -119,16 +119,18 @@ def run_pair(
     if isinstance(draws, PathsOnly):
         guide_trace, fixed = paths_only(guide, guide_trace, factor, (args, kwargs))
     model_trace = rerun(model, guide_trace, {}, (args, kwargs))
-    weights, factor.layout = _record(guide_trace, model_trace, num_particles, nesting, draws, fixed)
+    weights, factor.layout = record_run(
+        guide_trace, model_trace, num_particles, nesting, draws, fixed
+    )
     weights = replace(weights, paths=factor)
     if isinstance(draws, OnPaths) and draws.and_constants:
         model_trace = rerun(model, guide_trace, constants_of(guide_trace), (args, kwargs))
-        constant, _ = _record(guide_trace, model_trace, num_particles, nesting)
+        constant, _ = record_run(guide_trace, model_trace, num_particles, nesting)
         fixed_guide = {
             name: replace(site, log_prob=site.log_prob.detach())
             for name, site in constant.guide_sites.items()
         }
-        weights.companions["constant"] = replace(constant, guide_sites=fixed_guide)
+        weights.notes["constant"] = replace(constant, guide_sites=fixed_guide)
     return weights
 
 
@@ -141,7 +143,7 @@ _nesting: "weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, _Depths
 def _plate_nesting(model: Program, guide: Program, args: tuple, kwargs: dict) -> int:
     """Depth of plates, found by one run without particles and remembered for the pair."""
     # A program may open other plates for other arguments, such as observations or none.
-    kind = (*map(_kind, args), *((name, _kind(value)) for name, value in kwargs.items()))
+    kind = kind_of(args, kwargs)
     known: _Depths = {}
     with suppress(TypeError):  # for callables that cannot be keys: nothing is remembered of them
         known = _nesting.setdefault(model, weakref.WeakKeyDictionary()).setdefault(guide, known)
@@ -150,9 +152,14 @@ def _plate_nesting(model: Program, guide: Program, args: tuple, kwargs: dict) ->
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             model_trace = rerun(model, guide_trace, {}, (args, kwargs))
             # Among K particles, a dimension of size K that is not theirs would pass unseen.
-            _record(guide_trace, model_trace, particles=1, nesting=None)
+            record_run(guide_trace, model_trace, particles=1, nesting=None)
         known[kind] = plate_depth(guide_trace, model_trace)
     return known[kind]
+
+
+def kind_of(args: tuple, kwargs: dict[str, Any]) -> Hashable:
+    """What tells arguments apart for which a program may open other plates."""
+    return (*map(_kind, args), *((name, _kind(value)) for name, value in kwargs.items()))
 
 
 def _kind(argument: Any) -> tuple[type, int]:
@@ -188,7 +195,7 @@ def _check_sites(model_trace: Any, guide_trace: Any) -> None:
             )
 
 
-def _record(
+def record_run(
     guide_trace: Any,
     model_trace: Any,
     particles: int,
@@ -196,6 +203,7 @@ def _record(
     draws: Draws = ON_PATHS,
     fixed: dict[str, Tensor] = {},  # noqa: B006 (never changed)
 ) -> tuple[LogWeights, Layout]:
+    """The record of two traces, the model's at the guide's draws, and where things lie in it."""
     _check_sites(model_trace, guide_trace)
     depth = plate_depth(model_trace, guide_trace) if nesting is None else nesting
     frame = data_frame(model_trace)
@@ -207,7 +215,8 @@ def _record(
     guide = {}
     for node in samples(guide_trace):
         name = node["name"]
-        detached = isinstance(draws, Detached) and draws.includes(name) and not node["is_observed"]
+        drawn = not node["is_observed"]
+        detached = drawn and isinstance(draws, Detached) and name not in draws.kept
         site = layout.site(node, drawn=True, detached=detached)
         guide[name] = without_score(site, fixed)
     _check_places(model, guide)

@@ -140,7 +140,7 @@ class PIWAE(MultiSampleBound):
         bound = importance_bound(weights.importance().detach()).sum()
         # What the densities at constants are differentiated by is the model's parameters alone:
         # of those, MIWAE's gradient is replaced by IWAE's.
-        constant = weights.companions["constant"].importance(kl_weight)
+        constant = weights.notes["constant"].importance(kl_weight)
         exchange = (importance_bound(constant) - self.value(constant)).sum()
         scale = weights.importance_scale
         return Estimate(scale * bound, surrogate + scale * exchange)

@@ -1,17 +1,22 @@
 """What every objective is: a ``pyro.infer.ELBO`` made of log-weights."""
 
+import copy
 from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import pyro.infer
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pyro_models.errors import OptionError
 from pyro_models.infer.draws import ON_PATHS, Draws
 from pyro_models.infer.record import LogWeights
 from pyro_models.infer.weights import Program, run_pair
+
+OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
 
 class Estimate(NamedTuple):
@@ -64,6 +69,20 @@ class Objective(pyro.infer.ELBO):
     def draws(self) -> Draws:
         """How densities see the guide's draws."""
         return ON_PATHS
+
+    @property
+    def state(self) -> nn.Module | None:
+        """What the objective remembers from step to step; ``None`` for most."""
+        return None
+
+    @property
+    def optimizer(self) -> OptimizerFactory | None:
+        """Makes the optimiser for the parameters in ``state``; ``None`` where it has none."""
+        return None
+
+    def private(self) -> "Objective":
+        """The objective itself, or a copy with a memory of its own."""
+        return self if self.state is None else copy.deepcopy(self)
 
     @abstractmethod
     def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:

@@ -22,7 +22,7 @@ class StandardGradient:
 
 @dataclass(frozen=True)
 class StickingTheLanding:
-    r"""log q's score left out: :math:`\sum_k \tilde w_k\, \partial_{z_k} \log w_k\, \nabla_\phi z_k`.
+    r"""Without log q's score: :math:`\sum_k \tilde w_k \partial_{z_k} \log w_k \nabla_\phi z_k`.
 
     At an exact guide it has no variance. It is unbiased for K = 1 and biased for more (Roeder, Wu
     and Duvenaud 2017, https://arxiv.org/abs/1703.09194; Tucker et al. 2018).
@@ -52,8 +52,8 @@ class IWAE(MultiSampleBound):
     Args:
         num_particles: K. Memory grows linearly in it.
         gradient: ``StandardGradient()``, ``StickingTheLanding()`` or ``DoublyReparameterized()``.
-            The latter two need every latent of the guide to be reparameterised, and say which is not.
-            A guide with several latents runs thrice for them, and must be deterministic given its
+            The latter two need every latent of the guide to be reparameterised. A guide with
+            several latents runs thrice for them, and must be deterministic given its
             draws (no dropout).
 
     Raises:

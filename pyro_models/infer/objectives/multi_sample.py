@@ -30,7 +30,7 @@ class MultiSampleBound(Objective):
 
     def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
         """Estimate the bound from one run; see ``Objective.estimate``."""
-        self.require_all_data(weights)
+        require_all_data(weights)
         scale = weights.importance_scale
         bound = self.value(weights.importance().detach()).sum()
         log_w = weights.importance(kl_weight)
@@ -48,17 +48,18 @@ class MultiSampleBound(Objective):
         del log_w
         return value.unsqueeze(0)
 
-    def require_all_data(self, weights: LogWeights) -> None:
-        """Refuse a minibatch where one weight serves all data.
 
-        Raises:
-            OptionError: If there is one; the message names the site.
-        """
-        if weights.num_particles == 1 or not weights.is_joint or weights.plate_scale == 1.0:
-            return
-        raise OptionError(
-            f"site {weights.joint_sites[0]!r} lies outside the data plate, so that one weight "
-            f"serves all {weights.num_data} data, and a minibatch of {weights.batch_size} has no "
-            f"bound of {weights.num_particles} particles; give all data as one batch, or take "
-            "ELBO(), whose terms add up"
-        )
+def require_all_data(weights: LogWeights) -> None:
+    """Refuse a minibatch where one weight serves all data.
+
+    Raises:
+        OptionError: If there is one; the message names the site.
+    """
+    if weights.num_particles == 1 or not weights.is_joint or weights.plate_scale == 1.0:
+        return
+    raise OptionError(
+        f"site {weights.joint_sites[0]!r} lies outside the data plate, so that one weight serves "
+        f"all {weights.num_data} data, and a minibatch of {weights.batch_size} has no bound of "
+        f"{weights.num_particles} particles; give all data as one batch, or take ELBO(), whose "
+        "terms add up"
+    )

@@ -1,0 +1,135 @@
+r"""Baselines of the score function: what is taken off a cost before it multiplies a score.
+
+Anything that does not depend on the draw may be taken off, for :math:`E_q \nabla \log q = 0`; the
+nearer it is to the cost, the less noise is left.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pyro_models.errors import OptionError
+from pyro_models.infer.objectives.base import OptimizerFactory
+
+
+@dataclass(frozen=True)
+class Pathwise:
+    """No score function at all: the site is differentiated along its path."""
+
+
+@dataclass(frozen=True)
+class NoBaseline:
+    """The whole cost."""
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """The mean cost of the other particles' draws for the same datum; needs two particles."""
+
+
+@dataclass(frozen=True)
+class DecayingAverage:
+    """A running mean of the costs of past steps."""
+
+    decay: float = 0.9
+    """Share of the mean that a step keeps, from 0 up to but without 1."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.decay < 1.0:
+            raise OptionError(f"decay is {self.decay}; it must be at least 0 and less than 1")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A network of the data that learns to predict the cost, beside a running mean of its errors.
+
+    The input-dependent baseline of NVIL (Mnih and Gregor 2014, https://arxiv.org/abs/1402.0030),
+    fitted by least squares. Their division by a running scale, which changes the step size and not
+    the direction of one site's gradient, is left to the optimiser.
+    """
+
+    network: nn.Module
+    """Called with the pair's arguments; returns a number a datum, ``(B,)`` or ``(B, 1)``, for a
+    site in the data plate, and one number for a site outside. A ``Step`` trains a copy."""
+    optimizer: OptimizerFactory
+    """Makes the network's own optimiser."""
+    decay: float = 0.9
+    """Of the running mean."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.network, nn.Module):
+            raise OptionError(f"network is {self.network!r}; give a torch.nn.Module")
+        if isinstance(self.optimizer, Optimizer) or not callable(self.optimizer):
+            raise OptionError(
+                f"optimizer is {self.optimizer!r}; give something that makes one from parameters, "
+                "such as functools.partial(torch.optim.Adam, lr=1e-3)"
+            )
+        if not 0.0 <= self.decay < 1.0:
+            raise OptionError(f"decay is {self.decay}; it must be at least 0 and less than 1")
+
+
+Baseline = NoBaseline | LeaveOneOut | DecayingAverage | Learned
+
+
+class RunningMean(nn.Module):
+    """A decaying average of costs, corrected for its start at zero."""
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, decay: float, like: Tensor):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("total", like.new_zeros(()))
+        self.register_buffer("weight", like.new_zeros(()))
+
+    def forward(self) -> Float[Tensor, ""]:
+        """The mean so far; 0 before the first."""
+        return self.total / self.weight.clamp(min=1e-12)
+
+    def update(self, costs: Tensor) -> None:
+        """Take in the costs of one step."""
+        with torch.no_grad():
+            self.total.mul_(self.decay).add_((1 - self.decay) * costs.mean())
+            self.weight.mul_(self.decay).add_(1 - self.decay)
+
+
+class SiteState(nn.Module):
+    """What the baseline of one site remembers."""
+
+    def __init__(self, baseline: DecayingAverage | Learned, like: Tensor):
+        super().__init__()
+        self.mean = RunningMean(baseline.decay, like)
+
+    def forward(self, costs: Float[Tensor, "K *M"], predicted: Tensor | None) -> Tensor:
+        """The baseline of these costs, made without them; they are taken in for the next ones."""
+        centre = self.mean() if predicted is None else predicted.detach() + self.mean()
+        baseline = centre.expand(costs.shape).clone()
+        if torch.is_grad_enabled():
+            self.mean.update(costs if predicted is None else costs - predicted.detach())
+        return baseline
+
+
+def leave_one_out(costs: Float[Tensor, "K *M"]) -> Float[Tensor, "K *M"]:
+    """The mean of the other particles' costs."""
+    return (costs.sum(0) - costs) / (len(costs) - 1)
+
+
+def predict(network: nn.Module, args: tuple, kwargs: dict[str, Any], shape: torch.Size) -> Tensor:
+    """A learned baseline's predictions, in the shape of one particle's costs.
+
+    Raises:
+        OptionError: If the network returns another number of them.
+    """
+    predicted: Tensor = network(*args, **kwargs)
+    if predicted.numel() != math.prod(shape):
+        raise OptionError(
+            f"the baseline's network returned shape {tuple(predicted.shape)}, and the costs of the "
+            f"site have shape {tuple(shape)}; let it return one number for each of them"
+        )
+    return predicted.reshape(shape)

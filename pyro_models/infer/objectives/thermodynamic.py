@@ -1,0 +1,142 @@
+"""The thermodynamic variational objective: log p(x) as an integral from guide to posterior."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_models.errors import OptionError
+from pyro_models.infer.draws import Detached, Draws
+from pyro_models.infer.objectives.base import Estimate, Objective
+from pyro_models.infer.objectives.multi_sample import require_all_data
+from pyro_models.infer.record import LogWeights
+
+
+@dataclass(frozen=True)
+class LeftRule:
+    """Each interval by its left end: a lower bound, for the integrand grows."""
+
+
+@dataclass(frozen=True)
+class RightRule:
+    """Each interval by its right end: an upper bound."""
+
+
+@dataclass(frozen=True)
+class TrapezoidRule:
+    """Each interval by the mean of its ends: nearest to log p(x), and no bound."""
+
+
+Rule = LeftRule | RightRule | TrapezoidRule
+
+
+class ThermodynamicELBO(Objective):
+    r"""The thermodynamic variational objective,
+
+    .. math::
+        \log p(x) = \int_0^1 E_{\pi_\beta}[\log w]\, d\beta, \qquad
+        \pi_\beta(z) \propto q(z \mid x)^{1 - \beta}\, p(x, z)^\beta, \quad
+        w = \frac{p(x, z)}{q(z \mid x)},
+
+    its integrand taken at :math:`0 = \beta_0 < \dots < \beta_J = 1`. With the left rule and J = 1
+    it is the ELBO, and with more intervals a tighter lower bound. Expectations are self-normalised
+    over K draws of q with weights :math:`w^\beta`, biased by O(1/K). The gradient of each is
+
+    .. math::
+        E_{\pi_\beta}[\nabla \log w] +
+        \mathrm{Cov}_{\pi_\beta}[(1 - \beta) \nabla \log q + \beta \nabla \log p, \log w],
+
+    for which draws are constants: latents need not be reparameterised.
+
+    Args:
+        num_particles: K, at least 2.
+        num_intervals: J.
+        first: :math:`\beta_1`; the others are log-uniform from it to 1. Not used for J = 1.
+        rule: ``LeftRule()``, ``RightRule()`` or ``TrapezoidRule()``.
+
+    Raises:
+        OptionError: If an argument cannot work.
+
+    References:
+        Masrani, Le and Wood 2019, "The Thermodynamic Variational Objective",
+        https://arxiv.org/abs/1907.00031
+
+    Example:
+        >>> ThermodynamicELBO(50).betas
+        (0.0, 0.025, 1.0)
+    """
+
+    def __init__(
+        self,
+        num_particles: int,
+        num_intervals: int = 2,
+        first: float = 0.025,
+        rule: Rule = LeftRule(),
+    ):
+        super().__init__(num_particles)
+        if num_particles < 2:
+            raise OptionError(
+                f"num_particles is {num_particles}; a covariance takes at least 2 draws"
+            )
+        if num_intervals < 1:
+            raise OptionError(f"num_intervals is {num_intervals}; it must be at least 1")
+        if not 0.0 < first < 1.0:
+            raise OptionError(f"first is {first}; it must lie between 0 and 1")
+        if not isinstance(rule, Rule):
+            raise OptionError(f"rule is {rule!r}; give LeftRule(), RightRule() or TrapezoidRule()")
+        self.rule = rule
+        steps = num_intervals - 1
+        inner = [first ** (1 - j / steps) for j in range(steps)] if steps else []
+        self.betas: tuple[float, ...] = (0.0, *inner, 1.0)
+        """The nodes, in rising order."""
+
+    def __repr__(self) -> str:
+        first = f", first={self.betas[1]:g}" if len(self.betas) > 2 else ""
+        return (
+            f"ThermodynamicELBO(num_particles={self.num_particles}, "
+            f"num_intervals={len(self.betas) - 1}{first}, rule={self.rule})"
+        )
+
+    @property
+    def draws(self) -> Draws:
+        """Constants."""
+        return Detached()
+
+    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+        """Estimate the objective from one run; see ``Objective.estimate``."""
+        require_all_data(weights)
+        plain = weights.importance().detach()
+        log_w = weights.importance(kl_weight)
+        log_q = weights.log_q_all()
+        bound, surrogate = plain.new_zeros(()), plain.new_zeros(())
+        for beta, share in zip(self.betas, self._shares(), strict=True):
+            if share:
+                bound = bound + share * (_normalized(plain, beta) * plain).sum()
+                surrogate = surrogate + share * _expectation(log_w, log_q, beta)
+        scale = weights.importance_scale
+        return Estimate(scale * bound, scale * surrogate)
+
+    def _shares(self) -> list[float]:
+        """Weight of the integrand at each node."""
+        widths = [b - a for a, b in zip(self.betas, self.betas[1:], strict=False)]
+        left, right = [*widths, 0.0], [0.0, *widths]
+        if isinstance(self.rule, LeftRule):
+            return left
+        if isinstance(self.rule, RightRule):
+            return right
+        return [(a + b) / 2 for a, b in zip(left, right, strict=True)]
+
+
+def _normalized(log_w: Float[Tensor, "K M"], beta: float) -> Float[Tensor, "K M"]:
+    return (beta * log_w.detach()).softmax(0)
+
+
+def _expectation(
+    log_w: Float[Tensor, "K M"], log_q: Float[Tensor, "K M"], beta: float
+) -> Float[Tensor, ""]:
+    """What the gradient of the expectation of log w at a node is the gradient of."""
+    share = _normalized(log_w, beta)
+    value = log_w.detach()
+    centred = value - (share * value).sum(0)
+    # log q + beta log w is the log of what the draws and their weights stand for.
+    return (share * (log_w + centred * (log_q + beta * log_w))).sum()
