@@ -140,16 +140,31 @@ class Burda(Schedule):
     The schedule of Burda, Grosse and Salakhutdinov (2015), https://arxiv.org/abs/1509.00519, over
     3280 epochs, with Adam at a rate of 1e-3. A longer fit stays in the last stage.
 
+    Args:
+        epochs: What the stages are stretched or shortened to fill, in proportion.
+
+    Raises:
+        OptionError: If ``epochs`` is less than 1.
+
     Example:
         >>> moments = [Progress(step=0, epoch=e, total_epochs=3280) for e in (0, 1, 4)]
         >>> [round(Burda().factor(moment), 4) for moment in moments]
         [1.0, 0.7197, 0.5179]
+        >>> round(Burda(epochs=100).factor(Progress(step=0, epoch=99, total_epochs=100)), 4)
+        0.1
     """
+
+    epochs: int = 3280
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise OptionError(f"epochs is {self.epochs}; it must be at least 1")
 
     def factor(self, progress: Progress) -> float:
         """Factor of the stage that the epoch lies in."""
+        epoch = progress.epoch * 3280 / self.epochs
         stage, end = 0, 1  # stage i ends after 1 + 3 + ... + 3^i epochs
-        while stage < 7 and progress.epoch >= end:
+        while stage < 7 and epoch >= end:
             stage += 1
             end += 3**stage
         return 10.0 ** (-stage / 7)

@@ -397,7 +397,8 @@ def leaves(step: Step) -> dict[str, Any]:
         "flag": torch.compiler.is_compiling(),
         "groups": [
             {k: v for k, v in group.items() if k != "params"}
-            for group in step._made_optimizer().param_groups
+            for update in step._made_updates()
+            for group in update.optimizer.param_groups
         ],
         "store": list(pyro.get_param_store()),
     }
