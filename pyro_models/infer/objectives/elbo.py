@@ -146,7 +146,10 @@ class ELBO(Objective):
                 continue
             # Auxiliary sites and factors of the guide have a density but no prior of their own.
             has_prior = name in model and not model[name].observed
-            term = site.log_prob - model[name].log_prob if has_prior else site.log_prob
+            # Without a path, log q's own gradient has mean zero and would only be noise.
+            only_score = site.score is not None and not site.reparameterized
+            log_q = site.log_prob.detach() if only_score else site.log_prob
+            term = log_q - model[name].log_prob if has_prior else log_q
             divergences.append((name, site, term))
         return _Split(observed, divergences, tuple(analytic))
 
