@@ -42,6 +42,7 @@ class Objective(pyro.infer.ELBO):
         if num_particles < 1:
             raise OptionError(f"num_particles is {num_particles}; it must be at least 1")
         super().__init__(num_particles=num_particles)
+        self._own_optimizer: Optimizer | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_particles={self.num_particles})"
@@ -108,10 +109,18 @@ class Objective(pyro.infer.ELBO):
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss, and its gradient added to each parameter's ``grad``, as stock ``SVI`` wants."""
+        """The loss, and its gradient added to each parameter's ``grad``, as stock ``SVI`` wants.
+
+        What the objective itself learns takes a step of its own optimiser.
+        """
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
+        if self.state is not None and self.optimizer is not None:
+            if self._own_optimizer is None:
+                self._own_optimizer = self.optimizer(list(self.state.parameters()))
+            self._own_optimizer.step()
+            self._own_optimizer.zero_grad()
         return loss.item()
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:

@@ -5,7 +5,7 @@ nearer it is to the cost, the less noise is left.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class Learned:
     network: nn.Module
     """Called with the pair's arguments; returns a number a datum, ``(B,)`` or ``(B, 1)``, for a
     site in the data plate, and one number for a site outside. A ``Step`` trains a copy."""
-    optimizer: OptimizerFactory
+    optimizer: OptimizerFactory = field(repr=False)
     """Makes the network's own optimiser."""
     decay: float = 0.9
     """Of the running mean."""

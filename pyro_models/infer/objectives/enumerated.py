@@ -1,10 +1,10 @@
 """Any objective, with the model's discrete latents summed out."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_models.errors import OptionError
 from pyro_models.infer.enumeration import remembered_marginal
-from pyro_models.infer.objectives.base import Estimate, Objective
+from pyro_models.infer.objectives.base import Estimate, Objective, OptimizerFactory
 from pyro_models.infer.objectives.elbo import ELBO
 from pyro_models.infer.record import LogWeights
 from pyro_models.infer.weights import Program
@@ -56,6 +56,16 @@ class Enumerated(Objective):
 
     def __repr__(self) -> str:
         return f"Enumerated({self.objective!r})"
+
+    @property
+    def state(self) -> nn.Module | None:
+        """What the inner objective remembers."""
+        return self.objective.state
+
+    @property
+    def optimizer(self) -> OptimizerFactory | None:
+        """The inner objective's own."""
+        return self.objective.optimizer
 
     def weights(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> LogWeights:
         """Run the pair with the model's discrete latents summed out; see ``Objective.weights``."""

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from pyro_models.errors import OptionError
 from pyro_models.infer.dependencies import dependents
@@ -107,7 +106,6 @@ class ScoreFunction(Objective):
             raise OptionError("the learned baselines have different optimizers; share one")
         self._networks = nn.ModuleList(dict.fromkeys(one.network for one in learned))
         self._optimizer = learned[0].optimizer if learned else None
-        self._own_optimizer: Optimizer | None = None
         self._memory = nn.ModuleDict()
 
     def __repr__(self) -> str:
@@ -130,16 +128,6 @@ class ScoreFunction(Objective):
     def optimizer(self) -> OptimizerFactory | None:
         """Makes the learned baselines' optimiser."""
         return self._optimizer
-
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """As every objective's, and one step of the learned baselines' own optimiser."""
-        loss = super().loss_and_grads(model, guide, *args, **kwargs)
-        if self._optimizer is not None:
-            if self._own_optimizer is None:
-                self._own_optimizer = self._optimizer(list(self._networks.parameters()))
-            self._own_optimizer.step()
-            self._own_optimizer.zero_grad()
-        return loss
 
     def weights(
         self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]
