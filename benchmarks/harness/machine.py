@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch._inductor.utils import fresh_inductor_cache
@@ -32,6 +33,24 @@ def cold_compiler() -> Iterator[None]:
     with fresh_inductor_cache():
         yield
     torch.compiler.reset()
+
+
+@contextmanager
+def empty_caches() -> Iterator[None]:
+    """Compilers of processes started inside find nothing but what one of these wrote.
+
+    Not even the C++ headers that torch precompiles once for a machine, in its temporary folder.
+    """
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TMPDIR")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    with TemporaryDirectory() as folder:
+        os.environ |= dict.fromkeys(names, folder)
+        try:
+            yield
+        finally:
+            for name in names:
+                del os.environ[name]
+            os.environ |= before
 
 
 def warm_up_compiler(device: torch.device) -> None:
