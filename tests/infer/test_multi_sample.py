@@ -1,0 +1,431 @@
+"""Bounds of several particles: exact, by sampling, in order, and under every way to run them.
+
+Two kinds of test of a gradient. The exact ones run the estimator at everything that K particles can
+draw and weigh it by its probability: its mean is then a sum, and must agree to rounding. The others
+draw, 30,000 times, and ask for four standard errors.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import torch._inductor.config as inductor
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal
+from torch import Tensor, nn
+
+from pyro_models.errors import OptionError
+from pyro_models.infer import (
+    CIWAE,
+    ELBO,
+    IWAE,
+    MIWAE,
+    PIWAE,
+    VIMCO,
+    DecayingAverage,
+    LeaveOneOut,
+    MonteCarloKL,
+    Objective,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    ScoreFunction,
+    Step,
+    ThermodynamicELBO,
+    WakeAndSleep,
+)
+from tests.infer.gradient_cases import DTYPE, normal
+from tests.infer.multi_sample_cases import (
+    CASES,
+    DREG,
+    SCALE,
+    STL,
+    Case,
+    Draws,
+    Follows,
+    Function,
+    Parameters,
+    Preset,
+    every_draw,
+    expectation,
+    followers,
+    importance,
+    means_of_pairs,
+    path_followers,
+    renyi,
+)
+from tests.infer.step_cases import adam, latent_guide, latent_model, make
+from tests.infer.test_compiled import assert_same_trajectory
+from tests.infer.test_gradients import assert_mean, flat
+from tests.unchecked import unchecked
+
+DRAWS = 30_000
+
+
+@functools.cache
+def targets(name: str, particles: int, nodes: int) -> tuple[Case, Draws, Tensor]:
+    case = CASES[name]()
+    return case, *every_draw(case, particles, nodes)
+
+
+def gradient(value: Tensor, p: Parameters) -> dict[str, Tensor]:
+    found = torch.autograd.grad(value, list(p.values()), allow_unused=True)
+    return {
+        n: torch.zeros_like(p[n]) if g is None else g for n, g in zip(p, found, strict=True)
+    }
+
+
+def exact(name: str, follows: Follows, nodes: int, kl_weight: float = 1.0) -> dict[str, Tensor]:
+    """The gradient that each side's bound has, by its own parameters."""
+    case, noise, mass = targets(name, follows.particles, nodes)
+    p, weight = case.start(), kl_weight
+    model = gradient(expectation(case, p, follows.bound, noise, mass, weight), p)
+    bound, score = follows.guide_bound, follows.score
+    guide = gradient(expectation(case, p, bound, noise, mass, weight, score), p)
+    return {n: SCALE * (model if n in case.model_parameters else guide)[n] for n in p}
+
+
+def mean_of_estimator(
+    name: str, follows: Follows, nodes: int, kl_weight: float = 1.0
+) -> dict[str, Tensor]:
+    """The mean of an objective's gradient over all that it can draw; its bound is checked too."""
+    case, noise, mass = targets(name, follows.particles, nodes)
+    p = case.start(len(mass))
+    with Preset(noise):
+        weights = follows.objective.weights(case.model, case.guide, (p,), {})
+    bound, surrogate = follows.objective.estimate(weights, kl_weight)
+    with torch.no_grad():
+        values = follows.bound(case.log_weights(p, noise))
+        probability = mass * case.log_outcome(p, noise).exp()
+    torch.testing.assert_close(bound, SCALE * values.sum(), rtol=1e-8, atol=1e-8)
+    return {n: (probability * g).sum() for n, g in gradient(surrogate, p).items()}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert max(g.abs().item() for g in expected.values()) > 0.05, "nothing was tested"
+
+
+EVERY = [(k, name) for k in (2, 3) for name in followers(k)]
+
+
+class TestEveryDraw:
+    """Bound and mean gradient at fixed K, with nothing left to chance."""
+
+    @pytest.mark.parametrize(("particles", "objective"), EVERY)
+    @pytest.mark.parametrize("case", ["discrete", "conjugate", "mixed", "chosen"])
+    def test_gradient(self, case: str, particles: int, objective: str) -> None:
+        follows = followers(particles)[objective]
+        # The formula's sum over a grid is differentiated term by term: any grid will do.
+        nodes = 8 if follows.particles < 4 else 4
+        found = mean_of_estimator(case, follows, nodes)
+        # Two ways to take the logarithm of powers near to 1 differ by what the power's digits lose.
+        assert_same(found, exact(case, follows, nodes), 1e-5 if objective == "Renyi(0.99999)" else 1e-9)
+
+    @pytest.mark.parametrize("objective", followers(2))
+    @pytest.mark.parametrize("case", ["discrete", "mixed"])
+    def test_the_weight_of_the_divergence(self, case: str, objective: str) -> None:
+        """The surrogate follows the tempered bound; the bound that is reported is not tempered."""
+        follows = followers(2)[objective]
+        found = mean_of_estimator(case, follows, 4, kl_weight=0.3)
+        expected = exact(case, follows, 4, kl_weight=0.3)
+        assert_same(found, expected, 1e-5 if objective == "Renyi(0.99999)" else 1e-9)
+
+    def test_the_two_sides_of_piwae_differ(self) -> None:
+        """Or else it would not matter which side follows which bound."""
+        follows = followers(2)["PIWAE"]
+        case, noise, mass = targets("conjugate", 4, 8)
+        p = case.start()
+        one, other = (
+            gradient(expectation(case, p, f, noise, mass), p)
+            for f in (follows.bound, follows.guide_bound)
+        )
+        for name in p:
+            assert (one[name] - other[name]).abs() > 1e-3
+
+    def test_miwae_has_the_gradient_of_iwae(self) -> None:
+        found = exact("discrete", Follows(MIWAE(2, 2), means_of_pairs), 4)
+        assert_same(found, exact("discrete", Follows(IWAE(2), importance), 4), 1e-10)
+
+
+class TestDrawn:
+    """The same by sampling: the mean of 30,000 draws, a column of the data plate each."""
+
+    @pytest.mark.parametrize("objective", [*followers(2), *path_followers(2)])
+    @pytest.mark.parametrize("name", ["discrete", "conjugate", "mixed"])
+    def test_bound_and_gradient(self, name: str, objective: str) -> None:
+        if objective in path_followers(2) and name != "conjugate":
+            pytest.skip("a discrete latent has no path")
+        follows = (followers(2) | path_followers(2))[objective]
+        # Minimum and maximum have kinks, for which the grid must be fine.
+        nodes = 140 if objective in ("Renyi(inf)", "Renyi(-inf)") else 31
+        nodes = 11 if follows.particles == 4 else nodes
+        case, noise, mass = targets(name, follows.particles, nodes)
+        with torch.no_grad():
+            bound, square = (
+                expectation(case, case.start(), f, noise, mass)
+                for f in (follows.bound, lambda log_w: follows.bound(log_w) ** 2)
+            )
+        p = case.start(DRAWS)
+        weights = follows.objective.weights(case.model, case.guide, (p,), {})
+        estimate = follows.objective.estimate(weights)
+        error = ((square - bound**2) / DRAWS).sqrt()
+        assert (estimate.bound / SCALE / DRAWS - bound).abs() < 4 * error
+        draws = torch.stack([*gradient(estimate.surrogate, p).values()], 1)
+        assert_mean(draws, torch.stack([*exact(name, follows, nodes).values()]))
+
+
+class TestGlobalLatents:
+    """One weight for all data: every outcome in turn, a run each."""
+
+    x = torch.tensor([0.4, 1.3], dtype=DTYPE)
+    values = {"mean": 0.8, "prior": 0.3, "logit": -0.4, "a": 0.6, "b": -0.2}  # noqa: RUF012
+
+    def model(self, p: Parameters, local: bool) -> None:
+        c = pyro.sample("c", dist.Bernoulli(logits=p["prior"]))
+        with pyro.plate("data", 2):
+            k = pyro.sample("k", dist.Bernoulli(logits=p["mean"] - c)) if local else 0.0
+            pyro.sample("x", dist.Normal(p["mean"] * c + k, 1.0), obs=self.x)
+
+    def guide(self, p: Parameters, local: bool) -> None:
+        c = pyro.sample("c", dist.Bernoulli(logits=p["logit"]))
+        with pyro.plate("data", 2):
+            if local:
+                pyro.sample("k", dist.Bernoulli(logits=p["a"] * c + p["b"]))
+
+    def log_terms(self, p: Parameters, c: Tensor, k: Tensor, local: bool) -> tuple[Tensor, Tensor]:
+        """log p and log q of each particle."""
+
+        def outcome(value: Tensor, logit: Tensor) -> Tensor:
+            return dist.Bernoulli(logits=logit).log_prob(value)
+
+        log_p, log_q = outcome(c, p["prior"]), outcome(c, p["logit"])
+        c = c.unsqueeze(-1)
+        log_p = log_p + normal(self.x, p["mean"] * c + k * local, 1.0).sum(-1)
+        if local:
+            log_p = log_p + outcome(k, (p["mean"] - c).expand_as(k)).sum(-1)
+            log_q = log_q + outcome(k, (p["a"] * c + p["b"]).expand_as(k)).sum(-1)
+        return log_p, log_q
+
+    @pytest.mark.parametrize(
+        ("objective", "local"),
+        [(n, False) for n in followers(2)] + [("IWAE", True), ("VIMCO", True), ("CIWAE", True)],
+    )
+    def test_gradient(self, objective: str, local: bool) -> None:
+        follows = followers(2)[objective]
+        p = {
+            n: torch.tensor(v, dtype=DTYPE, requires_grad=True)
+            for n, v in self.values.items()
+            if local or n not in "ab"
+        }
+        sums = [{n: torch.zeros((), dtype=DTYPE) for n in p} for _ in range(3)]
+        flags = torch.tensor([0.0, 1.0], dtype=DTYPE)
+        size = follows.particles * (3 if local else 1)
+        for outcome in itertools.product(flags, repeat=size):
+            drawn = torch.stack(outcome).reshape(follows.particles, -1)
+            c, k = drawn[:, 0], drawn[:, 1:] if local else torch.zeros(1, dtype=DTYPE)
+
+            def mean(bound: Function, c: Tensor = c, k: Tensor = k) -> Tensor:
+                log_p, log_q = self.log_terms(p, c, k, local)
+                return log_q.sum().exp() * bound(log_p - log_q)
+
+            with torch.no_grad():
+                probability = mean(lambda log_w: torch.ones(()))
+                expected_bound = mean(follows.bound) / probability
+            with Preset({"c": c, "k": k}):
+                weights = follows.objective.weights(self.model, self.guide, (p, local), {})
+            bound, surrogate = follows.objective.estimate(weights)
+            torch.testing.assert_close(bound, expected_bound, rtol=1e-6, atol=1e-6)
+            rows = (
+                gradient(probability * surrogate, p),
+                gradient(mean(follows.bound), p),
+                gradient(mean(follows.guide_bound), p),
+            )
+            for total, row in zip(sums, rows, strict=True):
+                for name, value in row.items():
+                    total[name] += value
+        found, model, guide = sums
+        expected = {n: (model if n in ("mean", "prior") else guide)[n] for n in p}
+        assert_same(found, expected, 1e-5 if objective == "Renyi(0.99999)" else 1e-9)
+
+
+class TestBounds:
+    def estimates(self, case: Case, objective: Objective, runs: int = 20) -> Tensor:
+        p = case.start(500)
+        with torch.no_grad():
+            found = [
+                objective.estimate(objective.weights(case.model, case.guide, (p,), {})).bound
+                for _ in range(runs)
+            ]
+        return torch.stack(found) / SCALE / 500
+
+    def log_evidence(self) -> float:
+        """x ~ N(shift, 1 + noise²)."""
+        p = CASES["conjugate"]().start()
+        scale = (1 + (2 * p["log_noise"]).exp()).sqrt()
+        return normal(0.9, p["shift"], scale).item()
+
+    def test_grows_with_particles_up_to_the_evidence(self) -> None:
+        case = CASES["conjugate"]()
+        means, errors = [], []
+        for particles in (1, 2, 5, 20, 100):
+            draws = self.estimates(case, IWAE(particles))
+            means.append(draws.mean().item())
+            errors.append(draws.std().item() / math.sqrt(len(draws)))
+        for (low, high), both in zip(
+            itertools.pairwise(means), itertools.pairwise(errors), strict=True
+        ):
+            assert high - low > 4 * math.hypot(*both)
+        for mean, error in zip(means, errors, strict=True):
+            assert mean < self.log_evidence() + 4 * error
+        assert self.log_evidence() - means[-1] < 0.02
+        _, noise, mass = targets("conjugate", 1, 60)
+        elbo = expectation(case, case.start(), renyi(1.0), noise, mass).item()
+        assert abs(means[0] - elbo) < 4 * errors[0]
+
+    @pytest.mark.parametrize("name", ["conjugate", "discrete"])
+    def test_one_particle_is_the_elbo(self, name: str) -> None:
+        case = CASES[name]()
+        objectives = [IWAE(1), RenyiELBO(-2.0, 1), RenyiELBO(1.0, 1), MIWAE(1, 1), CIWAE(0.4, 1)]
+        found = []
+        for objective in [ELBO(kl=MonteCarloKL()), *objectives]:
+            pyro.set_rng_seed(1)
+            p = case.start(50)
+            weights = objective.weights(case.model, case.guide, (p,), {})
+            bound, surrogate = objective.estimate(weights)
+            found.append((bound, flat(gradient(surrogate, p).values())))
+        for bound, row in found[1:]:
+            torch.testing.assert_close(bound, found[0][0])
+            if name == "conjugate":  # by the score, only the mean is the same
+                torch.testing.assert_close(row, found[0][1])
+
+    def test_falls_with_the_order_on_the_same_draws(self) -> None:
+        case = CASES["mixed"]()
+        orders = [-math.inf, -20.0, -1.0, 0.0, 0.5, 1 - 1e-3, 1 - 1e-5, 1.0, 1 + 1e-5, 1.2, 2.0]
+        orders += [30.0, math.inf]
+        found = []
+        for order in orders:
+            pyro.set_rng_seed(1)
+            found.append(self.estimates(case, RenyiELBO(order, 7), runs=1).item())
+        assert all(a > b for a, b in itertools.pairwise(found))
+        assert found[6] - found[8] == pytest.approx(0, abs=1e-3)
+
+    def test_extreme_orders_are_extreme_weights(self) -> None:
+        case = CASES["conjugate"]()
+        p = case.start(9)
+        weights = RenyiELBO(math.inf, 5).weights(case.model, case.guide, (p,), {})
+        log_w = weights.local.detach()
+        for order, expected in ((math.inf, log_w.min(0)), (-math.inf, log_w.max(0))):
+            bound = RenyiELBO(order, 5).estimate(weights).bound
+            torch.testing.assert_close(bound, SCALE * expected.values.sum())
+
+    @pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
+    def test_no_jump_between_formulas_near_order_one(self, spread: float) -> None:
+        log_w = torch.linspace(-1, 1, 8, dtype=torch.float64).square().unsqueeze(-1) * spread - 80
+        orders = [1 + s * e for s in (-1, 1) for e in (0.99e-4, 1.01e-4, 1e-6, 1e-2)]
+        for order in orders:
+            power = 1 - order
+            centred = log_w - log_w.mean(0)
+            expected = log_w.mean(0) + (centred * power).expm1().mean(0).log1p() / power
+            value = RenyiELBO(order, 8).value(log_w)
+            torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-5)
+
+    @pytest.mark.parametrize("name", [*followers(2), *path_followers(2)])
+    def test_an_exact_guide(self, name: str) -> None:
+        """Every weight is p(x), so every bound is log p(x); and paths carry no noise."""
+        follows = (followers(2) | path_followers(2))[name]
+        case = CASES["conjugate"]()
+        p = case.start(40)
+        with torch.no_grad():
+            precision = 1 + (-2 * p["log_noise"]).exp()
+            p["log_scale"].copy_(-precision.log() / 2)
+            p["loc"].copy_((0.9 - p["shift"]) * (-2 * p["log_noise"]).exp() / precision)
+        weights = follows.objective.weights(case.model, case.guide, (p,), {})
+        bound, surrogate = follows.objective.estimate(weights)
+        assert bound.item() / SCALE / 40 == pytest.approx(self.log_evidence(), abs=1e-5)
+        found = gradient(surrogate, p)
+        if name in path_followers(2):
+            for part in ("loc", "log_scale"):
+                torch.testing.assert_close(found[part], torch.zeros_like(found[part]))
+
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "Renyi 0.5": lambda: RenyiELBO(0.5, 3),
+    "Renyi 1": lambda: RenyiELBO(1.0, 3),
+    "VR-max": lambda: RenyiELBO(-math.inf, 3),
+    "IWAE": lambda: IWAE(3),
+    "STL": lambda: IWAE(3, STL),
+    "DReG": lambda: IWAE(3, DREG),
+    "MIWAE": lambda: MIWAE(2, 2),
+    "PIWAE": lambda: PIWAE(2, 2),
+    "CIWAE": lambda: CIWAE(0.5, 3),
+    "VIMCO": lambda: VIMCO(3),
+    "score, leave one out": lambda: ScoreFunction(3, LeaveOneOut()),
+    "score, decaying": lambda: ScoreFunction(3, DecayingAverage()),
+    "wake": lambda: ReweightedWakeSleep(3),
+    "wake and sleep": lambda: ReweightedWakeSleep(3, WakeAndSleep(0.5)),
+    "TVO": lambda: ThermodynamicELBO(3),
+}
+DATA = 2 * torch.linspace(-2, 2, 40)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+class TestEveryObjective:
+    """What all of them can do."""
+
+    def test_stock_svi(self, name: str) -> None:
+        optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 0.05})
+        svi = SVI(latent_model, latent_guide, optimizer, OBJECTIVES[name]())
+        losses = [svi.step(DATA) for _ in range(40)]
+        pyro.clear_param_store()
+        assert all(math.isfinite(loss) for loss in losses)
+        assert sum(losses[-5:]) < sum(losses[:5]) - 50
+
+    def test_called_as_a_module(self, name: str) -> None:
+        model, guide = nn.Module(), nn.Module()
+        model.forward, guide.forward = latent_model, latent_guide
+        loss = OBJECTIVES[name]()(model, guide)(DATA)
+        assert loss.requires_grad
+        assert loss.shape == ()
+        pyro.clear_param_store()
+
+    def test_one_instance_many_pairs(self, name: str) -> None:
+        """Row 7 of TRAPS: nothing is remembered of the plates of the last pair."""
+        objective = OBJECTIVES[name]()
+        x = DATA[:6]
+
+        def program(two: bool, guide: bool) -> Callable[[Tensor], None]:
+            def run(x: Tensor) -> None:
+                outer: Any = pyro.plate("b", 2, dim=-2) if two else poutine.scale(scale=1.0)
+                with outer, pyro.plate("data", len(x), dim=-1):
+                    z = pyro.sample("z", dist.Normal(0.4, 0.8) if guide else dist.Normal(0.0, 1.0))
+                    if not guide:
+                        pyro.sample("x", dist.Normal(z, 1.0), obs=x.expand(2, -1) if two else x)
+
+            return run
+
+        for two in (False, True, False):
+            pair = program(two, False), program(two, True)
+            assert math.isfinite(objective.loss(*pair, x))
+        fresh = OBJECTIVES[name]()
+        for one in (objective, fresh):
+            pyro.set_rng_seed(5)
+            last = one.loss(program(True, False), program(True, True), x)
+        pyro.set_rng_seed(5)
+        assert objective.loss(program(True, False), program(True, True), x) == last
+
+    @inductor.patch(fallback_random=True)
+    def test_compiled_as_eager(self, name: str) -> None:
+        steps = [make(latent_model, latent_guide, adam, OBJECTIVES[name](), c) for c in (0, 1)]
+        losses = []
+        for step in steps:
+            pyro.set_rng_seed(2)
+            losses.append(torch.stack([step(DATA) for _ in range(20)]))
+        assert_same_trajectory(*steps)
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
