@@ -36,7 +36,6 @@ from pyro_models.infer import (
     RenyiELBO,
     ReweightedWakeSleep,
     ScoreFunction,
-    Step,
     ThermodynamicELBO,
     WakeAndSleep,
 )
@@ -76,9 +75,7 @@ def targets(name: str, particles: int, nodes: int) -> tuple[Case, Draws, Tensor]
 
 def gradient(value: Tensor, p: Parameters) -> dict[str, Tensor]:
     found = torch.autograd.grad(value, list(p.values()), allow_unused=True)
-    return {
-        n: torch.zeros_like(p[n]) if g is None else g for n, g in zip(p, found, strict=True)
-    }
+    return {n: torch.zeros_like(p[n]) if g is None else g for n, g in zip(p, found, strict=True)}
 
 
 def exact(name: str, follows: Follows, nodes: int, kl_weight: float = 1.0) -> dict[str, Tensor]:
@@ -125,8 +122,10 @@ class TestEveryDraw:
         # The formula's sum over a grid is differentiated term by term: any grid will do.
         nodes = 8 if follows.particles < 4 else 4
         found = mean_of_estimator(case, follows, nodes)
-        # Two ways to take the logarithm of powers near to 1 differ by what the power's digits lose.
-        assert_same(found, exact(case, follows, nodes), 1e-5 if objective == "Renyi(0.99999)" else 1e-9)
+        # Two ways to take the logarithm of powers near to 1 differ by digits lost.
+        assert_same(
+            found, exact(case, follows, nodes), 1e-5 if objective == "Renyi(0.99999)" else 1e-9
+        )
 
     @pytest.mark.parametrize("objective", followers(2))
     @pytest.mark.parametrize("case", ["discrete", "mixed"])
@@ -429,3 +428,62 @@ class TestEveryObjective:
             losses.append(torch.stack([step(DATA) for _ in range(20)]))
         assert_same_trajectory(*steps)
         torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("make_objective", "words"),
+        [
+            (lambda: VIMCO(1), "at least 2"),
+            (lambda: IWAE(0), "at least 1"),
+            (lambda: RenyiELBO(0.5, 0), "at least 1"),
+            (lambda: RenyiELBO(math.nan, 2), "alpha is NaN"),
+            (lambda: MIWAE(0, 2), "num_bounds is 0"),
+            (lambda: PIWAE(2, 0), "num_particles is 0"),
+            (lambda: CIWAE(1.5, 2), "beta is 1.5"),
+            (lambda: CIWAE(math.nan, 2), "beta is nan"),
+        ],
+    )
+    def test_options(self, make_objective: Callable[[], Objective], words: str) -> None:
+        with pytest.raises(OptionError, match=words):
+            make_objective()
+
+    def test_a_gradient_of_another_kind(self) -> None:
+        with unchecked(), pytest.raises(OptionError, match="StickingTheLanding"):
+            IWAE(2, gradient="stl")  # type: ignore[arg-type]
+
+    def model(self, x: Tensor, size: int) -> None:
+        t = pyro.sample("t", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", size, subsample=torch.arange(len(x))):
+            z = pyro.sample("z", dist.Normal(t, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x: Tensor, size: int) -> None:
+        pyro.sample("t", dist.Normal(0.2, 0.5))
+        with pyro.plate("data", size, subsample=torch.arange(len(x))):
+            pyro.sample("z", dist.Normal(0.5 * x, 0.5))
+
+    @pytest.mark.parametrize("name", [n for n in OBJECTIVES if not n.startswith("score")])
+    def test_one_weight_for_all_data_and_a_minibatch(self, name: str) -> None:
+        """It is the site outside the plate that is named; all data at once are welcome."""
+        objective = OBJECTIVES[name]()
+        if name != "wake and sleep":  # whose guide would see the observed argument
+            assert math.isfinite(objective.loss(self.model, self.guide, DATA[:5], 5))
+        with pytest.raises(OptionError, match="site 't' lies outside the data plate"):
+            objective.loss(self.model, self.guide, DATA[:5], 50)
+
+    def test_one_particle_has_no_mean_of_weights(self) -> None:
+        assert math.isfinite(IWAE(1).loss(self.model, self.guide, DATA[:5], 50))
+
+    @pytest.mark.parametrize("name", ["IWAE", "DReG", "STL", "PIWAE", "VIMCO", "TVO", "wake"])
+    def test_a_fixed_parameter_is_no_latent(self, name: str) -> None:
+        """AutoDelta's global parameter is the same in all particles: weights stay one a datum."""
+        guide = AutoGuideList(self.model)
+        guide.append(AutoDelta(poutine.block(self.model, hide=["z"])))
+        guide.append(AutoNormal(poutine.block(self.model, hide=["t"])))
+        objective = OBJECTIVES[name]()
+        weights = objective.weights(self.model, guide, (DATA[:5], 50), {})
+        assert not weights.is_joint
+        assert weights.importance().shape == (objective.num_particles, 5)
+        objective.estimate(weights).surrogate.backward()
+        assert all(p.grad is not None for p in guide.parameters())
