@@ -2,7 +2,7 @@
 
 The one-layer recipe of Burda et al. (2015): 784-200-200-50 and back, tanh, Bernoulli, output bias
 at the training mean's logit, Adam 1e-3 with eps 1e-4 and their schedule; a linear sigmoid belief
-network 200-784 for the objectives that need no path. By default shortened to 100 epochs of batch
+network 200-784 for the objectives that need no path, its rate falling as a cosine. By default shortened to 100 epochs of batch
 100, the schedule in proportion; ``--full`` is theirs, 3280 epochs of batch 20.
 
     python benchmarks/objectives.py vae iwae dreg vimco reinforce
@@ -36,6 +36,7 @@ from pyro_models.infer import (
     VIMCO,
     Burda,
     Checkpoint,
+    Cosine,
     DoublyReparameterized,
     Fit,
     ScoreFunction,
@@ -110,7 +111,7 @@ def train(
         optimizer=ADAM,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
-        schedule=Burda(recipe.epochs),
+        schedule=Cosine() if name in ("vimco", "reinforce") else Burda(recipe.epochs),
         compiled=True,
         seed=recipe.seed,
         progress=False,
