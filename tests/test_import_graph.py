@@ -12,10 +12,11 @@ from tests.source import PACKAGES, Module, imports, modules
 # is a model. A new room (not a model) gets a line of its own.
 FOUNDATION = {"errors", "options", "programs", "networks", "distributions"}
 BLOCKS = FOUNDATION | {"likelihoods", "priors"}
-ENGINE = {"errors", "options", "programs", "distributions", "infer"}
+ENGINE = {"arrays", "errors", "options", "programs", "distributions", "infer"}
 ARROWS: dict[str, set[str]] = {
     "pyro_models": {"errors"},
     "errors": set(),
+    "arrays": {"errors"},
     "options": {"errors"},
     "programs": {"errors"},
     "distributions": {"errors", "options"},
@@ -25,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "models": BLOCKS,
     "guides": FOUNDATION,
     "infer": ENGINE,
-    "data": {"errors", "options"},
+    "data": {"arrays", "errors", "options"},
     "baselines": {"errors", "options"},
     "posterior": ENGINE | {"data"},
     "plots": ENGINE | {"data", "posterior"},

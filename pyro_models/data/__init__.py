@@ -10,7 +10,8 @@ Example:
     tensor([0., 1.])
 """
 
-from pyro_models.data.arrays import ArrayLike, as_labels, as_tensor, check_finite
+from pyro_models.arrays import ArrayLike, check_finite
+from pyro_models.data.arrays import as_labels, as_tensor
 from pyro_models.data.binarization import (
     DynamicBinarization,
     StaticBinarization,

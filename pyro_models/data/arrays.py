@@ -1,42 +1,15 @@
 """Whatever a user holds, as a checked tensor: arrays, tables and lists in, floats out."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyro_models.arrays import NUMERIC_KINDS, ArrayLike, Frame, check_finite, to_numpy
 from pyro_models.errors import DataError
-
-NUMERIC_KINDS = "biuf"  # numpy's codes of booleans, integers, unsigned integers and floats
-
-
-@runtime_checkable
-class Frame(Protocol):
-    """A table with named columns, such as a ``DataFrame`` of pandas or polars."""
-
-    @property
-    def columns(self) -> Iterable[Any]:
-        """The names of the columns, in their order."""
-
-    def __getitem__(self, column: Any, /) -> Any:
-        """One column."""
-
-    def to_numpy(self) -> Any:
-        """The values without the names."""
-
-
-@runtime_checkable
-class SupportsArray(Protocol):
-    """What NumPy can turn into an array, such as a ``Series`` of pandas or an array of JAX."""
-
-    def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        """The values as an array."""
-
-
-ArrayLike = Tensor | np.ndarray | Frame | SupportsArray | Sequence[Any]
 
 
 def as_tensor(
@@ -77,7 +50,7 @@ fill in the values
     elif isinstance(x, list | tuple) and x and all(isinstance(row, Tensor) for row in x):
         tensor = _from_tensor(_stack(x), dtype)
     else:
-        tensor = _from_numpy(_to_numpy(x), dtype or torch.get_default_dtype())
+        tensor = _from_numpy(to_numpy(x), dtype or torch.get_default_dtype())
     if tensor.ndim == 0:
         raise DataError("x is a single number; give data of shape (N, ...)")
     if tensor.numel() == 0:
@@ -96,36 +69,6 @@ def column_names(x: ArrayLike) -> tuple[str, ...] | None:
         True
     """
     return tuple(map(str, x.columns)) if isinstance(x, Frame) else None
-
-
-def check_finite(
-    x: Float[Tensor, "num_data *datum"], feature_names: Sequence[str] | None = None
-) -> None:
-    """Refuse data with NaN or infinity.
-
-    Raises:
-        DataError: It says how many values are not finite, and where the first is.
-
-    Example:
-        >>> check_finite(torch.zeros(3, 2))
-    """
-    finite = torch.isfinite(x)
-    if bool(finite.all()):
-        return
-    bad = ~finite
-    count, nans = int(bad.sum()), int(torch.isnan(x).sum())
-    first = bad.nonzero()[0].tolist()
-    if len(first) == 2:
-        named = f" ({feature_names[first[1]]})" if feature_names else ""
-        where = f"row {first[0]}, column {first[1]}{named}"
-    else:
-        where = f"index {tuple(first)}"
-    raise DataError(
-        f"x holds {count} value{'s that are' if count > 1 else ' that is'} not finite "
-        f"({nans} NaN, {count - nans} infinite), the first at {where} (rows and columns are "
-        f"counted from 0, as {str(x.dtype).removeprefix('torch.')}): drop those rows or fill in "
-        "the values"
-    )
 
 
 def as_labels(
@@ -204,34 +147,6 @@ def _stack(rows: Sequence[Tensor]) -> Tensor:
                 "give rows of one shape"
             )
     return torch.stack(tuple(rows))
-
-
-def _to_numpy(x: ArrayLike) -> np.ndarray:
-    if isinstance(x, Frame):
-        return _from_frame(x)
-    if isinstance(x, np.ma.MaskedArray):
-        # What is masked is missing: it must not come back as the number under the mask.
-        return np.ma.filled(x.astype(np.float64), np.nan)
-    try:
-        return np.asarray(x)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"x is ragged or not numeric; give rows of one length ({error})") from error
-
-
-def _from_frame(frame: Frame) -> np.ndarray:
-    names = list(frame.columns)
-    if len(set(names)) < len(names):
-        raise DataError(f"two columns of x have the same name, among {names}; rename one")
-    columns = [np.asarray(frame[name]) for name in names]
-    for name, column in zip(names, columns, strict=True):
-        if column.dtype.kind not in NUMERIC_KINDS:
-            raise DataError(
-                f"column {str(name)!r} is not numeric (type {column.dtype}); drop it, turn it "
-                "into numbers, fill in its missing values, or give it as labels"
-            )
-    if not columns:
-        raise DataError("x is a table without columns; give at least one")
-    return np.stack(columns, axis=1)
 
 
 def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_models.data.arrays import ArrayLike, as_tensor
+from pyro_models.arrays import ArrayLike
+from pyro_models.data.arrays import as_tensor
 from pyro_models.data.transforms import DensityTransform, check_floats, check_unit_interval
 from pyro_models.errors import DataError, OptionError, SupportError
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from pyro_models.data.arrays import ArrayLike, as_labels, as_tensor, column_names
+from pyro_models.arrays import ArrayLike
+from pyro_models.data.arrays import as_labels, as_tensor, column_names
 from pyro_models.errors import DataError
 
 Index = Tensor | np.ndarray | Sequence[int] | slice

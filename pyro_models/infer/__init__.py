@@ -47,6 +47,7 @@ from pyro_models.infer.predict import Posterior, Standard, reconstruct, sample, 
 from pyro_models.infer.record import LogWeights
 from pyro_models.infer.reparameterization import reparameterization
 from pyro_models.infer.reparameterization_table import Reparameterization, ReparameterizationKind
+from pyro_models.infer.run import Callback, EpochEnd
 from pyro_models.infer.schedules import (
     Burda,
     Constant,
@@ -74,6 +75,7 @@ __all__ = [
     "VIMCO",
     "AnalyticKL",
     "Burda",
+    "Callback",
     "Checkpoint",
     "Constant",
     "Cosine",
@@ -85,6 +87,7 @@ __all__ = [
     "EffectiveSampleSizeWarning",
     "Embedding",
     "Enumerated",
+    "EpochEnd",
     "EpochRecord",
     "Estimate",
     "Exponential",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
+from pyro_models.arrays import NUMERIC_KINDS, Frame, check_finite, to_numpy
 from pyro_models.errors import DataError
 
 Tensors = tuple[Tensor, ...]
@@ -47,7 +48,7 @@ def as_tensors(data: Any, precision: torch.dtype) -> Tensors | None:
     tensors = tuple(cast(t, precision, alone=len(raw) == 1) for t in raw)
     _check_lengths(tensors)
     for tensor, name in zip(tensors, names, strict=True):
-        _check_finite(tensor, name)
+        check_finite(tensor, name=name)
     return tensors
 
 
@@ -67,9 +68,9 @@ def _parts(data: Any) -> tuple[Any, ...] | None:
         return data.tensors
     if isinstance(data, Dataset):
         return _read(data)
-    if isinstance(data, Tensor | np.ndarray | list):
+    if isinstance(data, Tensor | np.ndarray | list | Frame):
         return (data,)
-    if hasattr(data, "to_numpy"):  # a table of pandas or polars, whose columns are attributes
+    if hasattr(data, "to_numpy"):  # whose columns may be attributes, one of them x
         return (data.to_numpy(),)
     if hasattr(data, "x"):
         return (data.x,)
@@ -140,14 +141,14 @@ def _array(part: Any, name: str) -> np.ndarray:
             f"{name}: a list of tensors; give a tuple for several arguments of the model, "
             "or torch.stack(...) for one"
         )
-    try:
-        array = np.asarray(part)
-        if array.dtype == object:
+    array = to_numpy(part, name)
+    if array.dtype == object:
+        try:
             array = array.astype(np.float64)
-    except (ValueError, TypeError) as error:
-        message = f"{name}: not an array of numbers ({error}); encode it as numbers"
-        raise DataError(message) from error
-    if array.dtype.kind not in "biufc":
+        except (ValueError, TypeError) as error:
+            message = f"{name}: not an array of numbers ({error}); encode it as numbers"
+            raise DataError(message) from error
+    if array.dtype.kind not in NUMERIC_KINDS + "c":
         raise DataError(f"{name}: values of type {array.dtype}; encode them as numbers")
     # torch hardly computes with unsigned integers beyond a byte, and shares no read-only memory.
     wide = array.dtype.kind == "u" and array.dtype.itemsize > 1
@@ -161,17 +162,3 @@ def _check_lengths(tensors: Tensors) -> None:
             f"the tensors in the tuple have {lengths} rows; each must have one row a datum, "
             "so give all the same number"
         )
-
-
-def _check_finite(tensor: Tensor, name: str) -> None:
-    if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
-        return
-    bad = ~tensor.isfinite()
-    if not bool(bad.any()):  # finite after all: the sum overflowed
-        return
-    count, first = int(bad.sum()), tuple(bad.nonzero()[0].tolist())
-    value = float(tensor[first])
-    raise DataError(
-        f"{name}: {count} of {tensor.numel()} values are NaN or infinite, the first ({value}) at "
-        f"index {first}; remove or impute them before the fit"
-    )

@@ -4,10 +4,10 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -33,6 +33,9 @@ _SEEDED_SAMPLERS = (
 
 # A set may take this share of the device's free memory; the rest is for the step.
 _DEVICE_SHARE = 0.5
+
+# Data are checked in parts of this size.
+_CHECK_BATCH = 4096
 
 
 class Batches(ABC):
@@ -227,6 +230,29 @@ class LoaderBatches(Batches):
             )
 
 
+@runtime_checkable
+class CheckedTransform(Protocol):
+    """A transform that can look at data once, and leave that out afterwards."""
+
+    def check(self, *tensors: Tensor) -> None:
+        """Refuse data that it has no meaning for."""
+
+    def apply(self, *tensors: Tensor) -> Any:
+        """Transform data without a look at the values."""
+
+
+def _checked_once(transform: Transform, batches: Batches) -> Transform:
+    """The transform without its own checks, where all that it will be given can be checked now."""
+    of_its_own = isinstance(transform, nn.Module)  # a module's `apply` is for its parts
+    if of_its_own or not isinstance(transform, CheckedTransform):
+        return transform
+    if not isinstance(batches, TensorBatches):
+        return transform
+    for batch in batches.in_order(_CHECK_BATCH).epoch(0):
+        transform.check(*batch)
+    return transform.apply
+
+
 class Transformed(Batches):
     """Batches with a function applied to each, such as a fresh binarisation.
 
@@ -292,10 +318,11 @@ def make_batches(
         device: Where batches are wanted.
         precision: Their floating-point type.
         seed: Seed of the shuffling; ``None`` keeps the data in order.
-        transform: Applied to each batch on the device.
+        transform: Applied to each batch on the device. One with the methods ``check`` and
+            ``apply``, as those of ``pyro_models.data``, checks tensors once and then only applies.
 
     Raises:
-        DataError: If the data cannot be read or used.
+        DataError: If the data cannot be read or used, or the transform refuses them.
         OptionError: If the batch size is less than 1.
     """
     batches: Batches
@@ -310,7 +337,7 @@ def make_batches(
             shuffle = seed is not None and _length(data) is not None
             loader = DataLoader(data, batch_size=size, shuffle=shuffle)
             batches = LoaderBatches(loader, device, precision)
-    return batches if transform is None else Transformed(batches, transform)
+    return batches if transform is None else Transformed(batches, _checked_once(transform, batches))
 
 
 def checksum(batch: Tensors) -> str:

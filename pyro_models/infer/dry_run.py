@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from pyro_models.infer.random_state import RandomState
+
 
 def modules_of(program: Any) -> dict[str, nn.Module]:
     """The modules that a program runs, as far as can be seen from outside, by name.
@@ -34,8 +36,10 @@ def preserved_rng(*holders: Any) -> Iterator[None]:
         tensors += [leaf] if isinstance(leaf, Tensor) else []
         for module in modules_of(leaf).values():
             tensors += module.parameters()
-    devices = {t.device.index or 0 for t in tensors if t.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)):
+    devices = {t.device for t in tensors if t.is_cuda} or {torch.device("cpu")}
+    with ExitStack() as stack:
+        for device in devices:
+            stack.enter_context(RandomState(device, {}).preserved())
         yield
 
 

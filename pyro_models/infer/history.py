@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pyro_models.infer.curves import draw_bound
 from pyro_models.infer.stopping import StopReason
 
 
@@ -88,17 +89,17 @@ class Fit:
         figure = Figure(figsize=(7.0, 4.5), layout="constrained")
         bound, rate = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         steps = [e.step for e in self.history]
-        marker = "o" if len(steps) < 3 else None
-        bound.plot(steps, [e.elbo for e in self.history], label="training", marker=marker)
         held_out = [(e.step, e.validation) for e in self.history if e.validation is not None]
-        if held_out:
-            bound.plot(*zip(*held_out, strict=True), label="held-out", marker=marker)
         if self.best_step is not None:
-            bound.axvline(self.best_step, color="0.6", linestyle=":", label="best held-out")
-        _zoom(bound, [e.elbo for e in self.history] + [v for _, v in held_out])
-        bound.set_ylabel("ELBO (nats per datum)")
-        bound.legend(loc="lower right", frameon=False)
-        rate.plot(steps, [e.lr for e in self.history], color="0.4", marker=marker)
+            bound.axvline(self.best_step, color="0.6", linestyle=":", label="best held out")
+        draw_bound(
+            bound,
+            steps,
+            [e.elbo for e in self.history],
+            [step for step, _ in held_out],
+            [value for _, value in held_out],
+        )
+        rate.plot(steps, [e.lr for e in self.history], color="0.4")
         rate.set_ylabel("learning rate")
         rate.set_xlabel("step")
         for axes in (bound, rate):
@@ -142,14 +143,3 @@ class Fit:
             data = base64.b64encode(png.getvalue()).decode()
             picture = f"<img alt='bound by step' src='data:image/png;base64,{data}'/>"
         return f"<div><table>{cells}</table>{picture}</div>"
-
-
-def _zoom(axes: Any, values: list[float]) -> None:
-    """Leave the first plunge out of sight, so that the rest of the curve can be read."""
-    late = sorted(v for v in values[1:] if abs(v) < float("inf"))
-    if len(late) < 20:
-        return
-    low, high = late[len(late) // 20], late[-1]
-    margin = 0.1 * (high - low)
-    if margin > 0:
-        axes.set_ylim(low - margin, high + margin)

@@ -29,7 +29,27 @@ from pyro_models.infer.validation import HeldOut
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """What a callback is given at the end of each epoch."""
+    """What a callback is given at the end of each epoch.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_models.infer import EpochEnd, StopFit, fit
+        >>> def model(x):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> def good_enough(end: EpochEnd) -> None:
+        ...     loc = end.step.parameters()["loc"].item()
+        ...     if end.record.elbo > -1.0:
+        ...         raise StopFit(f"loc is {loc:.1f}")
+        >>> adam = functools.partial(torch.optim.Adam, lr=0.1)
+        >>> result = fit(
+        ...     model, lambda x: None, torch.ones(4), optimizer=adam, epochs=99,
+        ...     callbacks=[good_enough], progress=False,
+        ... )
+        >>> result.stop_reason.value, result.stop_message, len(result.history)
+        ('a callback asked for it', 'loc is 0.8', 8)
+    """
 
     record: EpochRecord
     """The epoch: its number, bounds, learning rate and time."""

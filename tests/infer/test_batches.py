@@ -161,11 +161,11 @@ def test_integers_beside_other_tensors_stay_integers() -> None:
         ((), "empty tuple"),
         (np.array([["a", "b"]]), "encode"),
         (np.array([["a", 1]], dtype=object), "encode"),
-        ([[1, 2], [3]], "encode"),
+        ([[1, 2], [3]], "ragged"),
         (torch.zeros(2, dtype=torch.complex64), "complex"),
         ((torch.zeros(2), torch.zeros(3)), r"\[2, 3\] rows"),
         ([torch.zeros(2), torch.zeros(2)], "torch.stack"),
-        (torch.tensor([[0.0, 1.0], [2.0, float("nan")]]), r"1 of 4 .* index \(1, 1\)"),
+        (torch.tensor([[0.0, 1.0], [2.0, float("nan")]]), "data holds 1 value .*row 1, column 1"),
         ((torch.zeros(2), torch.tensor([1.0, -float("inf")])), r"data\[1\].* index \(1,\)"),
         (np.array([1e300]), "infinite"),
         (Items(0), "empty"),
@@ -268,6 +268,61 @@ def test_a_transform_must_keep_the_rows(transform: object) -> None:
     batches = Transformed(tensor_batches(4, 2), transform)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="transform"):
         next(batches.epoch(0))
+
+
+class Counting:
+    """A transform that notes how many data it is given, and where."""
+
+    def __init__(self) -> None:
+        self.checked: list[int] = []
+        self.called: list[int] = []
+
+    def check(self, x: Tensor) -> None:
+        self.checked.append(len(x))
+        if bool((x < 0).any()):
+            raise DataError("negative data")
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x + 1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.called.append(len(x))
+        return self.apply(x)
+
+
+def test_a_transform_looks_at_tensors_once() -> None:
+    transform = Counting()
+    batches = make_batches(torch.arange(10.0), 4, CPU, torch.float32, seed=0, transform=transform)
+    assert transform.checked == [10]
+    for epoch in range(2):
+        values = torch.cat([x for (x,) in batches.epoch(epoch)])
+        assert sorted(values.tolist()) == list(range(1, 11))
+    list(batches.in_order(3).epoch(0))
+    assert (transform.checked, transform.called) == ([10], [])
+    with pytest.raises(DataError, match="negative"):
+        make_batches(torch.arange(-1.0, 2.0), 2, CPU, torch.float32, seed=0, transform=transform)
+
+
+def test_a_transform_looks_at_each_batch_of_a_loader() -> None:
+    transform = Counting()
+    loader = DataLoader(TensorDataset(torch.arange(4.0)), batch_size=2)
+    batches = make_batches(loader, None, CPU, torch.float32, seed=0, transform=transform)
+    assert [x.tolist() for (x,) in batches.epoch(0)] == [[1, 2], [3, 4]]
+    assert transform.called == [2, 2]
+
+
+def test_a_module_is_called_like_any_function() -> None:
+    """Its `apply` is something else."""
+
+    class Shift(torch.nn.Module):
+        def check(self, x: Tensor) -> None:
+            raise AssertionError
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    batches = make_batches(torch.zeros(2, 1), 2, CPU, torch.float32, seed=0, transform=Shift())
+    assert [x.tolist() for (x,) in batches.epoch(0)] == [[[1], [1]]]
 
 
 def test_fingerprints_tell_data_apart() -> None:
