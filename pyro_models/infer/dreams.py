@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -29,8 +30,10 @@ def dream(
         awake: A run of the pair on the same arguments, for what the model observes.
 
     Raises:
-        OptionError: If what the model observes is not among the arguments.
+        OptionError: If what the model observes is not among the arguments, or the pair has what
+            cannot be simulated: factors, or auxiliary latents of the guide.
     """
+    _require_simulable(awake)
     observed = {
         name: site.value
         for name, site in awake.model_sites.items()
@@ -57,8 +60,28 @@ def dream(
     return record_run(rerun(guide, trace, {}, simulated), trace, 1, None)[0]
 
 
+def _require_simulable(awake: LogWeights) -> None:
+    for name, site in awake.model_sites.items():
+        if site.observed and isinstance(site.fn, Unit):
+            raise OptionError(
+                f"the model weighs its runs by the factor {name!r}, and cannot simulate data of "
+                "that weight; take WakePhase()"
+            )
+    for name in awake.guide_sites:
+        if name not in awake.model_sites:
+            raise OptionError(
+                f"the guide's site {name!r} is none of the model's, which has no draw of it to "
+                "show; take WakePhase()"
+            )
+
+
 def _holds(leaf: Any, value: Tensor) -> bool:
     """Whether an argument is what was observed, perhaps in another shape."""
     if not isinstance(leaf, Tensor) or leaf.numel() != value.numel():
         return False
-    return leaf.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+    if leaf.untyped_storage().data_ptr() != value.untyped_storage().data_ptr():
+        return False
+    # Two arguments may be parts of one tensor, and a transpose holds the same in another order.
+    where = leaf.storage_offset() == value.storage_offset()
+    alike = leaf.shape == value.shape and leaf.stride() == value.stride()
+    return bool(where and (alike or (leaf.is_contiguous() and value.is_contiguous())))

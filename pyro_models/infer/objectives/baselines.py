@@ -4,7 +4,10 @@ Anything that does not depend on the draw may be taken off, for :math:`E_q \nabl
 nearer it is to the cost, the less noise is left.
 """
 
+import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +57,8 @@ class Learned:
     """
 
     network: nn.Module
-    """Called with the pair's arguments; returns a number a datum, ``(B,)`` or ``(B, 1)``, for a
+    """Called with the pair's arguments, without keyword arguments that it does not name (as
+    ``num_data``, which ``fit`` gives); returns a number a datum, ``(B,)`` or ``(B, 1)``, for a
     site in the data plate, and one number for a site outside. A ``Step`` trains a copy."""
     optimizer: OptimizerFactory = field(repr=False)
     """Makes the network's own optimiser."""
@@ -71,6 +75,11 @@ class Learned:
             )
         if not 0.0 <= self.decay < 1.0:
             raise OptionError(f"decay is {self.decay}; it must be at least 0 and less than 1")
+        if not any(parameter.requires_grad for parameter in self.network.parameters()):
+            raise OptionError(
+                f"network is {self.network!r}, which has no parameter to train; take "
+                "DecayingAverage()"
+            )
 
 
 Baseline = NoBaseline | LeaveOneOut | DecayingAverage | Learned
@@ -120,13 +129,29 @@ def leave_one_out(costs: Float[Tensor, "K *M"]) -> Float[Tensor, "K *M"]:
     return (costs.sum(0) - costs) / (len(costs) - 1)
 
 
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Where nothing is learned, running statistics of the data stay as they are."""
+    modes = [(part, part.training) for part in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
 def predict(network: nn.Module, args: tuple, kwargs: dict[str, Any], shape: torch.Size) -> Tensor:
     """A learned baseline's predictions, in the shape of one particle's costs.
 
     Raises:
         OptionError: If the network returns another number of them.
     """
-    predicted: Tensor = network(*args, **kwargs)
+    accepted = inspect.signature(network.forward).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        kwargs = {name: value for name, value in kwargs.items() if name in accepted}
+    with nullcontext() if torch.is_grad_enabled() else _evaluating(network):
+        predicted: Tensor = network(*args, **kwargs)
     if predicted.numel() != math.prod(shape):
         raise OptionError(
             f"the baseline's network returned shape {tuple(predicted.shape)}, and the costs of the "

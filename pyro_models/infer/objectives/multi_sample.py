@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_models.errors import OptionError
 from pyro_models.infer.objectives.base import Estimate, Objective
 from pyro_models.infer.record import LogWeights
+from pyro_models.infer.sites import is_point_mass
 
 
 def importance_bound(log_w: Float[Tensor, "K *M"]) -> Float[Tensor, "*M"]:
@@ -63,3 +64,28 @@ def require_all_data(weights: LogWeights) -> None:
         f"{weights.num_particles} particles; give all data as one batch, or take ELBO(), whose "
         "terms add up"
     )
+
+
+def require_densities(weights: LogWeights, instead: str) -> None:
+    """Refuse a point mass that is to be learned, where draws are constants.
+
+    All of its gradient is on its path: without that it would silently never move.
+
+    Args:
+        weights: A run whose draws are constants.
+        instead: What to take, with ``{name}`` where the site's name goes.
+
+    Raises:
+        OptionError: If there is one; the message names the site.
+    """
+    for site in weights.guide_sites.values():
+        if site.observed or site.score is None or not is_point_mass(site.fn):
+            continue
+        base = site.fn
+        while hasattr(base, "base_dist"):
+            base = base.base_dist
+        if base.v.requires_grad:
+            raise OptionError(
+                f"site {site.name!r} is a Delta, which has a path and no score, and this gradient "
+                f"takes draws for constants; take {instead.format(name=site.name)}"
+            )

@@ -24,6 +24,7 @@ from pyro_models.infer.objectives.baselines import (
     leave_one_out,
     predict,
 )
+from pyro_models.infer.objectives.multi_sample import require_densities
 from pyro_models.infer.record import LogWeights
 from pyro_models.infer.sites import Site
 from pyro_models.infer.weights import Program
@@ -67,7 +68,8 @@ class ScoreFunction(Objective):
 
     Raises:
         OptionError: If an argument cannot work, or at the first run, if ``sites`` names what is no
-            latent of the guide or asks for the path of one that has none.
+            latent of the guide or asks for the path of one that has none, or if a latent has a
+            path and no density (a ``Delta``) and is not ``Pathwise()``.
 
     References:
         Williams 1992, "Simple statistical gradient-following algorithms"; Ranganath, Gerrish and
@@ -135,11 +137,12 @@ class ScoreFunction(Objective):
         """Run the pair, and find out what depends on which latent."""
         weights = super().weights(model, guide, args, kwargs)
         self._check(weights)
+        require_densities(weights, "sites={{{name!r}: Pathwise()}}")
         latents = [s for s in weights.guide_sites.values() if s.score is not None]
         for site in latents:
             baseline = self._baseline(site)
-            if isinstance(baseline, _State) and site.name not in self._memory:
-                self._memory[site.name] = SiteState(baseline, site.log_prob)
+            if isinstance(baseline, _State) and _key(site.name) not in self._memory:
+                self._memory[_key(site.name)] = SiteState(baseline, site.log_prob)
         weights.notes["downstream"] = dependents(model, guide, args, kwargs)
         weights.notes["predictions"] = {
             site.name: self._predict(baseline.network, weights, site, (args, kwargs))
@@ -153,8 +156,10 @@ class ScoreFunction(Objective):
         bound = _whole(weights, _terms(weights, 1.0))
         terms = _terms(weights, kl_weight)
         # log q of a detached draw has a gradient of mean zero, which would only be noise.
+        noise = {s.name for s in weights.guide_sites.values() if s.score is not None}
+        noise -= {name for name, chosen in self.sites.items() if isinstance(chosen, Pathwise)}
         kept = [
-            (site, term.detach() if sign < 0 and site.score is not None else term)
+            (site, term.detach() if sign < 0 and site.name in noise else term)
             for sign, site, term in terms
         ]
         local, rest = weights.total(kept)
@@ -196,7 +201,7 @@ class ScoreFunction(Objective):
         if isinstance(baseline, LeaveOneOut):
             taken_off = leave_one_out(cost.value)
         elif isinstance(baseline, _State):
-            taken_off = self._memory[site.name](cost.value, predicted)
+            taken_off = self._memory[_key(site.name)](cost.value, predicted)
         term = cost.scale * (cost.score * (cost.value - taken_off)).sum() / weights.num_particles
         if predicted is not None:
             error = cost.value - taken_off + predicted.detach() - predicted
@@ -204,6 +209,11 @@ class ScoreFunction(Objective):
             size = weights.num_data / max(error.numel(), 1)
             term = term - size * error.square().sum() / weights.common_scale
         return term
+
+
+def _key(name: str) -> str:
+    """The name of a site as that of a module, which has no dots and is no attribute's."""
+    return "at " + name.replace("%", "%25").replace(".", "%2E")
 
 
 def _terms(weights: LogWeights, kl_weight: Tensor | float) -> list[tuple[int, Site, Tensor]]:

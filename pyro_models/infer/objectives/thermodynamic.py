@@ -1,6 +1,7 @@
 """The thermodynamic variational objective: log p(x) as an integral from guide to posterior."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,8 +9,9 @@ from torch import Tensor
 from pyro_models.errors import OptionError
 from pyro_models.infer.draws import Detached, Draws
 from pyro_models.infer.objectives.base import Estimate, Objective
-from pyro_models.infer.objectives.multi_sample import require_all_data
+from pyro_models.infer.objectives.multi_sample import require_all_data, require_densities
 from pyro_models.infer.record import LogWeights
+from pyro_models.infer.weights import Program
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,14 @@ class ThermodynamicELBO(Objective):
     def draws(self) -> Draws:
         """Constants."""
         return Detached()
+
+    def weights(
+        self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]
+    ) -> LogWeights:
+        """Run the pair; see ``Objective.weights``."""
+        weights = super().weights(model, guide, args, kwargs)
+        require_densities(weights, "ELBO()")
+        return weights
 
     def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
         """Estimate the objective from one run; see ``Objective.estimate``."""

@@ -9,7 +9,11 @@ from pyro_models.errors import OptionError
 from pyro_models.infer.draws import Detached, Draws
 from pyro_models.infer.dreams import dream
 from pyro_models.infer.objectives.base import Estimate, Objective
-from pyro_models.infer.objectives.multi_sample import importance_bound, require_all_data
+from pyro_models.infer.objectives.multi_sample import (
+    importance_bound,
+    require_all_data,
+    require_densities,
+)
 from pyro_models.infer.record import LogWeights
 from pyro_models.infer.weights import Program
 
@@ -108,6 +112,7 @@ class ReweightedWakeSleep(Objective):
     ) -> LogWeights:
         """Run the pair, and for the sleep phase the guide on simulated data."""
         awake = super().weights(model, guide, args, kwargs)
+        require_densities(awake, "ELBO()")
         if self._wake < 1:
             awake.notes["dream"] = dream(model, guide, args, kwargs, awake)
         return awake
