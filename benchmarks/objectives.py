@@ -2,8 +2,9 @@
 
 The one-layer recipe of Burda et al. (2015): 784-200-200-50 and back, tanh, Bernoulli, output bias
 at the training mean's logit, Adam 1e-3 with eps 1e-4 and their schedule; a linear sigmoid belief
-network 200-784 for the objectives that need no path, its rate falling as a cosine. By default shortened to 100 epochs of batch
-100, the schedule in proportion; ``--full`` is theirs, 3280 epochs of batch 20.
+network 200-784 for the objectives that need no path, its rate falling as a cosine. By default
+shortened to 100 epochs of batch 100, the schedule in proportion; ``--full`` is theirs, 3280 epochs
+of batch 20.
 
     python benchmarks/objectives.py vae iwae dreg vimco reinforce
     python benchmarks/objectives.py iwae --full --minutes 60     # a sitting; run it again to go on
