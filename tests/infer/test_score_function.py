@@ -343,8 +343,8 @@ class TestOptions:
             ScoreFunction(1, LeaveOneOut())
         with pytest.raises(OptionError, match="at least 2"):
             ScoreFunction(1, sites={"z": LeaveOneOut()})
+        other = functools.partial(torch.optim.Adam, lr=0.1)
         with pytest.raises(OptionError, match="different optimizers"):
-            other = functools.partial(torch.optim.Adam, lr=0.1)
             ScoreFunction(1, Learned(net, sgd), sites={"z": Learned(Constant(2), other)})
         with pytest.raises(OptionError, match="no parameter"):
             Learned(nn.Identity(), sgd)
@@ -364,7 +364,7 @@ class TestOptions:
 
 
 @pytest.fixture
-def _store() -> Any:
+def store() -> Any:
     pyro.clear_param_store()
     yield
     pyro.clear_param_store()
@@ -389,10 +389,10 @@ class TestBaselineInInfer:
         return torch.stack(rows)[50:].var().item()
 
     @pytest.mark.xfail(reason="Trace_ELBO ignores it", raises=AssertionError, strict=True)
-    def test_stock(self, _store: None) -> None:
+    def test_stock(self, store: None) -> None:
         assert self.variance(True, Trace_ELBO()) < self.variance(False, Trace_ELBO()) / 2
 
-    def test_ours(self, _store: None) -> None:
+    def test_ours(self, store: None) -> None:
         ours = self.variance(False, ScoreFunction(1, DecayingAverage()))
         assert ours < self.variance(False, ScoreFunction(1)) / 50
 
@@ -506,7 +506,7 @@ class TestLearned:
         made(X)
 
     @pytest.mark.parametrize("inner", [False, True])
-    def test_under_stock_svi(self, _store: None, inner: bool) -> None:
+    def test_under_stock_svi(self, store: None, inner: bool) -> None:
         made = objective()
         before = copy.deepcopy(made.baseline.network.state_dict())
         chosen = Enumerated(made) if inner else made
@@ -612,9 +612,9 @@ class TestMemory:
     def test_what_is_not_finite_is_named(self, kind: str) -> None:
         bad = X.clone()
         bad[7] = 1e30
-        with pytest.raises(NonFiniteError, match="at site .*'x'") as caught:
+        with pytest.raises(NonFiniteError, match=r"at site .*'x'") as caught:
             fit(CoinModel(), CoinGuide(), bad, objective=objective(kind), epochs=2, batch_size=4)
-        assert caught.value.step is not None and caught.value.step <= 3
+        assert caught.value.step in (1, 2, 3)
 
     def test_without_gradients_the_bound_is_the_elbo(self) -> None:
         case = normal_by_score()
