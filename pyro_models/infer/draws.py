@@ -14,7 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_models.errors import OptionError
-from pyro_models.infer.sites import Layout, Site, samples
+from pyro_models.infer.sites import Layout, Site, is_point_mass, samples
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,17 @@ def paths_only(
     """
     _require_paths(trace)
     latents = latents_of(trace)
-    stand_ins = {node["name"]: factor.stand_in(node) for node in latents}
+    # A point mass is no draw: it is what it is computed from, a parameter or other draws.
+    drawn = {node["name"]: node for node in latents if not is_point_mass(node["fn"])}
+    stand_ins = {name: factor.stand_in(node) for name, node in drawn.items()}
     if len(latents) > 1:
-        fixed = rerun(guide, trace, constants_of(trace), inputs)
-        trace = rerun(guide, trace, stand_ins, inputs)
+        given = trace.copy()
+        for node in latents:
+            if node["name"] not in drawn:
+                del given.nodes[node["name"]]
+        constants = {name: node["value"].detach() for name, node in drawn.items()}
+        fixed = rerun(guide, given, constants, inputs)
+        trace = rerun(guide, given, stand_ins, inputs)
     else:
         fixed, trace = trace, _with_values(trace, stand_ins)
     return trace, {node["name"]: _density_at_constant(node) for node in latents_of(fixed)}

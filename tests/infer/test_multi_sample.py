@@ -397,27 +397,27 @@ class TestEveryObjective:
     def test_one_instance_many_pairs(self, name: str) -> None:
         """Row 7 of TRAPS: nothing is remembered of the plates of the last pair."""
         objective = OBJECTIVES[name]()
-        x = DATA[:6]
+        row, square = DATA[:6], DATA[:12].reshape(2, 6)
 
         def program(two: bool, guide: bool) -> Callable[[Tensor], None]:
             def run(x: Tensor) -> None:
                 outer: Any = pyro.plate("b", 2, dim=-2) if two else poutine.scale(scale=1.0)
-                with outer, pyro.plate("data", len(x), dim=-1):
+                with outer, pyro.plate("data", 6, dim=-1):
                     z = pyro.sample("z", dist.Normal(0.4, 0.8) if guide else dist.Normal(0.0, 1.0))
                     if not guide:
-                        pyro.sample("x", dist.Normal(z, 1.0), obs=x.expand(2, -1) if two else x)
+                        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
             return run
 
         for two in (False, True, False):
             pair = program(two, False), program(two, True)
-            assert math.isfinite(objective.loss(*pair, x))
+            assert math.isfinite(objective.loss(*pair, square if two else row))
         fresh = OBJECTIVES[name]()
         for one in (objective, fresh):
             pyro.set_rng_seed(5)
-            last = one.loss(program(True, False), program(True, True), x)
+            last = one.loss(program(True, False), program(True, True), square)
         pyro.set_rng_seed(5)
-        assert objective.loss(program(True, False), program(True, True), x) == last
+        assert objective.loss(program(True, False), program(True, True), square) == last
 
     @inductor.patch(fallback_random=True)
     def test_compiled_as_eager(self, name: str) -> None:
@@ -475,7 +475,7 @@ class TestErrors:
     def test_one_particle_has_no_mean_of_weights(self) -> None:
         assert math.isfinite(IWAE(1).loss(self.model, self.guide, DATA[:5], 50))
 
-    @pytest.mark.parametrize("name", ["IWAE", "DReG", "STL", "PIWAE", "VIMCO", "TVO", "wake"])
+    @pytest.mark.parametrize("name", ["IWAE", "DReG", "STL", "PIWAE", "VIMCO", "VR-max"])
     def test_a_fixed_parameter_is_no_latent(self, name: str) -> None:
         """AutoDelta's global parameter is the same in all particles: weights stay one a datum."""
         guide = AutoGuideList(self.model)

@@ -10,6 +10,7 @@ from pyro_models.infer.draws import ON_PATHS, Draws, PathsOnly
 from pyro_models.infer.objectives.base import Estimate
 from pyro_models.infer.objectives.multi_sample import MultiSampleBound, importance_bound
 from pyro_models.infer.record import LogWeights
+from pyro_models.infer.sites import is_point_mass
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,24 @@ class IWAE(MultiSampleBound):
     def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
         """Estimate the bound from one run; see ``Objective.estimate``."""
         if isinstance(self.gradient, DoublyReparameterized) and self.num_particles > 1:
+            _require_plain_scores(weights)
             normalized = weights.importance(kl_weight).detach().softmax(0)
             # With the latents' terms tempered, so is the score that the second path stands for.
             weights.paths.value = 1.0 - kl_weight + kl_weight * normalized
         return super().estimate(weights, kl_weight)
+
+
+def _require_plain_scores(weights: LogWeights) -> None:
+    """Refuse a latent whose score counts more or less than once: its second path would too.
+
+    Raises:
+        OptionError: If there is one; the message names it.
+    """
+    for site in weights.guide_sites.values():
+        drawn = not site.observed and not is_point_mass(site.fn)
+        if drawn and (isinstance(site.factor, Tensor) or abs(site.factor - 1.0) > 1e-9):
+            raise OptionError(
+                f"site {site.name!r} has a scale of its own, {site.factor}, which the doubly "
+                "reparameterised gradient has no formula for; put the scale around model and "
+                "guide, or take gradient=StandardGradient()"
+            )
