@@ -496,7 +496,8 @@ def test_the_record_shows_itself(validation: Tensor | None, epochs: int) -> None
     assert ("held-out" in repr(result)) == (validation is not None)
     assert "data:image/png;base64," in result._repr_html_()
     bound, rate = result.plot().axes
-    assert np.size(bound.lines[0].get_xdata()) == epochs
+    (training,) = (line for line in bound.lines if line.get_label() == "training")
+    assert np.size(training.get_xdata()) == epochs
     assert bound.get_ylabel() == "ELBO (nats per datum)"
     assert rate.get_xlabel() == "step"
 
