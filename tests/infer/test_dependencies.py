@@ -107,7 +107,7 @@ def test_masks_depend_too() -> None:
 
     def model() -> None:
         k = pyro.sample("k", dist.Bernoulli(0.5))
-        with poutine.mask(mask=k > 0):
+        with poutine.mask(mask=k > 0):  # type: ignore[call-overload]
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
 
     assert dependents(model, guide, (), {})["k"] == {"k", "x"}

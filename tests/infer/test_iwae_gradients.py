@@ -129,7 +129,7 @@ class TestAutoguides:
         guide.double()
         objectives = [IWAE(8), IWAE(8, DREG), IWAE(8, STL)]
         rows: list[list[Tensor]] = [[], [], []]
-        parameters = dict(guide.named_parameters())
+        parameters: dict[str, Tensor] = dict(guide.named_parameters())
         for run in range(120):
             for objective, found in zip(objectives, rows, strict=True):
                 pyro.set_rng_seed(run)

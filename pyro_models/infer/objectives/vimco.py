@@ -57,7 +57,8 @@ class VIMCO(MultiSampleBound):
     ) -> Float[Tensor, "#K M"]:
         """The bound, less what it would be without the particle."""
         count = len(log_w)
-        others = (log_w.sum(0) - log_w) / (count - 1)
         own = torch.eye(count, dtype=torch.bool, device=log_w.device).unsqueeze(-1)
-        without = torch.where(own, others.unsqueeze(0), log_w.unsqueeze(0)).logsumexp(1)
+        # Left out before they are added up: taken off afterwards, a weight of zero would leave NaN.
+        others = torch.where(own, 0.0, log_w.unsqueeze(0)).sum(1, keepdim=True) / (count - 1)
+        without = torch.where(own, others, log_w.unsqueeze(0)).logsumexp(1)
         return value - (without - math.log(count))
