@@ -30,7 +30,7 @@ from pyro_models.infer.trainer import Course
 from pyro_models.infer.validation import HeldOut, Validation, evaluation_mode
 from pyro_models.infer.weights import Program
 
-# Compiling takes 10 to 20 seconds and saves about a millisecond a step. A number of steps, not a
+# Compiling takes 5 to 15 seconds and saves about a millisecond a step. A number of steps, not a
 # measured time, so that a resumed or repeated fit decides alike.
 COMPILE_FROM_STEPS = 10_000
 
