@@ -22,7 +22,7 @@ from tests.infer.test_gradients import assert_mean
 from tests.infer.test_multi_sample import gradient
 from tests.unchecked import unchecked
 
-RULES = [LeftRule(), RightRule(), TrapezoidRule()]
+RULES: list[Any] = [LeftRule(), RightRule(), TrapezoidRule()]
 PARTICLES, RUNS = 4000, 60
 
 

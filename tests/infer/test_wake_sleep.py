@@ -25,6 +25,7 @@ from tests.infer.test_gradients import assert_mean
 from tests.infer.test_multi_sample import expectation, gradient
 from tests.unchecked import unchecked
 
+UNTYPED: Any = "wake"
 ADAM = partial(torch.optim.Adam, lr=0.02)
 
 
@@ -181,7 +182,7 @@ def test_ready_pairs_learn_by_it(name: str, phase: Any) -> None:
     [
         (lambda: ReweightedWakeSleep(1), "at least 2"),
         (lambda: WakeAndSleep(1.5), "between 0 and 1"),
-        (lambda: ReweightedWakeSleep(2, "wake"), "guide_phase is 'wake'"),
+        (lambda: ReweightedWakeSleep(2, UNTYPED), "guide_phase is 'wake'"),
     ],
 )
 def test_options(make: Any, message: str) -> None:
