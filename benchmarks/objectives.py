@@ -148,7 +148,6 @@ def describe(pair: pairs.Pair, result: Fit, recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seed,
         "compiled": result.compiled,
         "training_bound": {record.epoch: record.elbo for record in [*shown, *history[-3:]]},
-        "seconds_per_epoch": float(np.median([record.seconds for record in history])),
         "stopped": str(result.stop_reason.value),
     }
 
