@@ -5,7 +5,7 @@ is unbiased only as an integral, so its grids are fine.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -84,6 +84,13 @@ def mean_by_grid(
     surrogate = objective.estimate(weights).surrogate
     parameters = dict(guide.named_parameters())
     return {n: (mass * g).sum() for n, g in gradient(surrogate, parameters).items()}
+
+
+@pytest.fixture(autouse=True)
+def _stock_store() -> Iterator[None]:
+    """Autoguides that no ``Step`` runs keep their parameters in Pyro's own store."""
+    yield
+    pyro.clear_param_store()
 
 
 class TestAutoguides:

@@ -292,7 +292,7 @@ def test_not_finite_weights_name_the_site() -> None:
     ("x", "message"),
     [
         (torch.zeros(0, 3), "holds no data"),
-        (torch.tensor([[0.0, math.nan, 1.0]]), "1 of 3 values are NaN"),
+        (torch.tensor([[0.0, math.nan, 1.0]]), "not finite .1 NaN"),
         (torch.tensor(1.0), "holds no data"),
         ((), "empty tuple"),
         ((torch.zeros(2), torch.zeros(3)), r"\[2, 3\] rows"),

@@ -8,7 +8,7 @@ draw, 30,000 times, and ask for four standard errors.
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -110,6 +110,13 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
 
 
 EVERY = [(k, name) for k in (2, 3) for name in followers(k)]
+
+
+@pytest.fixture(autouse=True)
+def _stock_store() -> Iterator[None]:
+    """Autoguides that no ``Step`` runs keep their parameters in Pyro's own store."""
+    yield
+    pyro.clear_param_store()
 
 
 class TestEveryDraw:
