@@ -64,7 +64,7 @@ def log_weights(
             a site has dimensions that no plate and no event accounts for.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import torch, pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("data", 10, subsample=torch.arange(len(x))):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))

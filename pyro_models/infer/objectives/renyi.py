@@ -38,7 +38,7 @@ class RenyiELBO(MultiSampleBound):
         https://arxiv.org/abs/1602.02311
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import torch, pyro, pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
