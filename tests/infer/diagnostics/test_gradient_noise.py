@@ -615,7 +615,7 @@ class TestReference:
         [
             ({"loc": torch.ones(())}, "one gradient for each parameter"),
             ({"loc": torch.ones(2), "shift": torch.ones(())}, "one gradient for each parameter"),
-            ({"loc": torch.tensor(math.nan), "shift": torch.ones(())}, "is not finite"),
+            ({"loc": torch.tensor(math.nan), "shift": torch.ones(())}, "NaN or infinite"),
             (ELBO(), r"give MeanGradient\(...\)"),
             ("first", r"give MeanGradient\(...\)"),
         ],
