@@ -4,7 +4,7 @@ IWAE with K particles on a VAE 784-200-200-50, batch 20, each gradient. Memory i
 tensors that one eager run of the pair makes (log-weights, before the backward pass), counted by
 torch; it grows linearly in K, with an intercept for what has no particles (the encoder).
 
-    python benchmarks/particles.py            # two minutes on two cores
+    python benchmarks/particles.py
 
 Writes benchmarks/results/particles-<device>.json.
 """
