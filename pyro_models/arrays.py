@@ -81,13 +81,19 @@ def _from_frame(frame: Frame, name: str) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def check_finite(x: Tensor, feature_names: Sequence[str] | None = None, name: str = "x") -> None:
+def check_finite(
+    x: Tensor,
+    feature_names: Sequence[str] | None = None,
+    name: str = "x",
+    missing: bool = False,
+) -> None:
     """Refuse data with NaN or infinity.
 
     Args:
         x: The data, one row a datum.
         feature_names: Names of the columns, for the message.
         name: What the message calls the data.
+        missing: Whether NaN stands for a value that is missing, and is let pass.
 
     Raises:
         DataError: It says how many values are not finite, and where the first is.
@@ -98,9 +104,9 @@ def check_finite(x: Tensor, feature_names: Sequence[str] | None = None, name: st
     # One number is read from the device, and none of the size of x is made.
     if not x.is_floating_point() or bool(x.sum().isfinite()):
         return
-    bad = ~x.isfinite()
-    count, nans = int(bad.sum()), int(x.isnan().sum())
-    if count == 0:  # the sum overflowed
+    bad = x.isinf() if missing else ~x.isfinite()
+    count, nans = int(bad.sum()), int((bad & x.isnan()).sum())
+    if count == 0:  # the sum overflowed, or what is not finite is missing
         return
     first = bad.nonzero()[0].tolist()
     if len(first) == 2:

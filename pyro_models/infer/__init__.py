@@ -1,14 +1,18 @@
 """The engine: it fits, judges and uses any Pyro model/guide pair, and knows none of ours."""
 
 from pyro_models.infer import diagnostics
+from pyro_models.infer.alternation import Alternation
 from pyro_models.infer.checkpoint import Checkpoint
+from pyro_models.infer.em import SupportsEM, em
 from pyro_models.infer.embedding import Embedding, embed
 from pyro_models.infer.enumeration import marginal
 from pyro_models.infer.fit import fit
 from pyro_models.infer.history import EpochRecord, Fit
 from pyro_models.infer.likelihood import (
     EffectiveSampleSizeWarning,
+    ImportanceSampling,
     LogLikelihood,
+    NaiveMonteCarlo,
     log_likelihood,
 )
 from pyro_models.infer.objectives import (
@@ -62,6 +66,7 @@ from pyro_models.infer.schedules import (
 )
 from pyro_models.infer.sites import Site
 from pyro_models.infer.step import Step
+from pyro_models.infer.stepwise import Stepwise, SupportsStepwise
 from pyro_models.infer.stopping import EarlyStopping, StopFit, StopReason
 from pyro_models.infer.validation import Validation
 from pyro_models.infer.weights import log_weights
@@ -73,6 +78,7 @@ __all__ = [
     "MIWAE",
     "PIWAE",
     "VIMCO",
+    "Alternation",
     "AnalyticKL",
     "Burda",
     "Callback",
@@ -92,6 +98,7 @@ __all__ = [
     "Estimate",
     "Exponential",
     "Fit",
+    "ImportanceSampling",
     "InverseEpoch",
     "KLSchedule",
     "Learned",
@@ -101,6 +108,7 @@ __all__ = [
     "LogLikelihood",
     "LogWeights",
     "MonteCarloKL",
+    "NaiveMonteCarlo",
     "NoBaseline",
     "Objective",
     "Pathwise",
@@ -117,9 +125,12 @@ __all__ = [
     "Standard",
     "StandardGradient",
     "Step",
+    "Stepwise",
     "StickingTheLanding",
     "StopFit",
     "StopReason",
+    "SupportsEM",
+    "SupportsStepwise",
     "ThermodynamicELBO",
     "TrapezoidRule",
     "Validation",
@@ -127,6 +138,7 @@ __all__ = [
     "WakePhase",
     "Warmup",
     "diagnostics",
+    "em",
     "embed",
     "fit",
     "log_likelihood",

@@ -17,7 +17,7 @@ Tensors = tuple[Tensor, ...]
 _KEEP_BYTES = 2 * 1024**3
 
 
-def as_tensors(data: Any, precision: torch.dtype) -> Tensors | None:
+def as_tensors(data: Any, precision: torch.dtype, missing: bool = False) -> Tensors | None:
     """Checked tensors with one row a datum, or ``None`` for a dataset that must be read as it goes.
 
     A tuple stands for several positional arguments of the model. Floats, booleans and bytes become
@@ -28,6 +28,7 @@ def as_tensors(data: Any, precision: torch.dtype) -> Tensors | None:
         data: A tensor, an array, a nested list of numbers, a tuple of these, a record with the
             attribute ``x``, or a ``torch.utils.data.Dataset``.
         precision: Floating-point type of the result.
+        missing: Whether NaN stands for a value that is missing, and is let pass.
 
     Raises:
         DataError: If the data are empty, not numbers, not finite, or of unequal lengths.
@@ -48,7 +49,7 @@ def as_tensors(data: Any, precision: torch.dtype) -> Tensors | None:
     tensors = tuple(cast(t, precision, alone=len(raw) == 1) for t in raw)
     _check_lengths(tensors)
     for tensor, name in zip(tensors, names, strict=True):
-        check_finite(tensor, name=name)
+        check_finite(tensor, name=name, missing=missing)
     return tensors
 
 

@@ -309,6 +309,7 @@ def make_batches(
     precision: torch.dtype,
     seed: int | None,
     transform: Transform | None = None,
+    missing: bool = False,
 ) -> Batches:
     """Minibatches of whatever a person calls data; see ``fit`` for the kinds.
 
@@ -320,6 +321,7 @@ def make_batches(
         seed: Seed of the shuffling; ``None`` keeps the data in order.
         transform: Applied to each batch on the device. One with the methods ``check`` and
             ``apply``, as those of ``pyro_models.data``, checks tensors once and then only applies.
+        missing: Whether NaN stands for a value that is missing, and is let pass.
 
     Raises:
         DataError: If the data cannot be read or used, or the transform refuses them.
@@ -329,7 +331,7 @@ def make_batches(
     if isinstance(data, DataLoader):
         batches = LoaderBatches(data, device, precision)
     else:
-        tensors = as_tensors(data, precision)
+        tensors = as_tensors(data, precision, missing)
         if tensors is not None:
             batches = TensorBatches(tensors, batch_size, device, seed)
         else:

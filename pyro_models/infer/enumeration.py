@@ -85,16 +85,12 @@ class Marginal:
         self._depths: dict[Hashable, int] = {}
 
     def _model(self) -> Program:
-        held = self._held() if isinstance(self._held, weakref.ref) else self._held
-        if held is None:
-            raise ReferenceError("the model whose discrete latents are summed out is gone")
-        return held
+        return _kept(self._held, "model whose discrete latents are summed out")
 
     @property
     def __wrapped__(self) -> Program:
         """What has the signature."""
-        model = self._model()
-        return model.forward if isinstance(model, nn.Module) else model
+        return _signed(self._model())
 
     @property
     def __self__(self) -> nn.Module:
@@ -150,6 +146,64 @@ def remembered_marginal(model: Program) -> Program:
         return known
     except TypeError:  # callables that cannot be keys
         return marginal(model)
+
+
+class Hidden:
+    """A guide whose draws at some sites nobody outside sees.
+
+    Args:
+        guide: The guide, or a weak reference to it.
+        names: The sites.
+    """
+
+    def __init__(self, guide: Program | weakref.ref, names: tuple[str, ...]):
+        self._held = guide
+        self._names = names
+
+    def _guide(self) -> Program:
+        return _kept(self._held, "guide whose sites are hidden")
+
+    @property
+    def __wrapped__(self) -> Program:
+        """What has the signature."""
+        return _signed(self._guide())
+
+    @property
+    def __self__(self) -> nn.Module:
+        """The modules that run, where dry runs look for the buffers that they put back."""
+        return nn.ModuleList(modules_of(self._guide()).values())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the guide."""
+        with poutine.block(hide=list(self._names)):
+            return self._guide()(*args, **kwargs)
+
+
+_hidden: "weakref.WeakKeyDictionary[Any, dict[tuple[str, ...], Hidden]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def remembered_hidden(guide: Program, names: tuple[str, ...]) -> Program:
+    """The guide with sites hidden, the same program at each call while the guide lives."""
+    try:
+        known = _hidden.setdefault(guide, {})
+        if names not in known:
+            known[names] = Hidden(weakref.ref(guide), names)
+        return known[names]
+    except TypeError:  # callables that cannot be keys
+        return Hidden(guide, names)
+
+
+def _kept(held: Any, what: str) -> Program:
+    program = held() if isinstance(held, weakref.ref) else held
+    if program is None:
+        raise ReferenceError(f"the {what} is gone")
+    return program
+
+
+def _signed(program: Program) -> Program:
+    return program.forward if isinstance(program, nn.Module) else program
 
 
 def _kind(argument: Any) -> Hashable:

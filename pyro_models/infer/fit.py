@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pyro_models.infer.alternation import Alternation
 from pyro_models.infer.batches import Transform
 from pyro_models.infer.checkpoint import Checkpoint
 from pyro_models.infer.history import Fit
@@ -40,6 +41,7 @@ def fit(
     transform: Transform | None = None,
     schedule: Schedule | None = None,
     kl_warmup: KLSchedule | None = None,
+    alternation: Alternation | None = None,
     validation: Any = None,
     early_stopping: EarlyStopping | None = None,
     device: torch.device | str | None = None,
@@ -84,6 +86,8 @@ def fit(
         schedule: Factor on the learning rate: ``InverseEpoch()``, ``Cosine()``, ...
         kl_warmup: Weight of the KL divergence, in steps: ``LinearWarmup(1000)``. Bounds that are
             reported always have weight 1.
+        alternation: ``Alternation(e_steps, m_steps)``: variational EM, steps of the guide and of
+            the model by turns. ``None`` takes steps of both.
         validation: Held-out data of the same kinds as ``data``, or ``Validation(data, every=3)``.
         early_stopping: ``EarlyStopping(patience)`` on the held-out bound. The fit then ends with
             the parameters of the best evaluation, whatever it is that ends it.
@@ -150,12 +154,17 @@ def fit(
         with random.preserved():
             kwargs = setup.check(step, batches)
             held_out = setup.held_out(validation, batches, step, kwargs)
+            turns = setup.turns(alternation, step, batches, kwargs)
         config: dict[str, Any] = {}
         if checkpoint is not None:
-            options = {"batch_size": batch_size, "early_stopping": early_stopping}
+            options = {
+                "batch_size": batch_size,
+                "early_stopping": early_stopping,
+                "alternation": alternation,
+            }
             config = setup.config(batches, held_out, step, course, probe, options)
         run = Run(
-            Trainer(step, batches, course, random, kwargs),
+            Trainer(step, batches, course, random, kwargs, turns),
             held_out=held_out,
             early_stopping=early_stopping,
             checkpoint=checkpoint,

@@ -41,10 +41,18 @@ def as_arguments(x: Any, *programs: Program) -> tuple[Tensor, ...]:
     if like is None:
         given = [t for t in tree_leaves(x) if isinstance(t, Tensor) and t.is_floating_point()]
         like = given[0] if given else torch.empty(0)
-    tensors = as_tensors(x, like.dtype)
+    tensors = as_tensors(x, like.dtype, missing=any(map(accepts_missing, programs)))
     if tensors is None:
         raise DataError("the dataset is read item by item; give its data as tensors here")
     return tuple(tensor.to(like.device) for tensor in tensors)
+
+
+def accepts_missing(program: Program) -> bool:
+    """Whether a program says that NaN in its data stands for a value that is missing.
+
+    It says so by an attribute ``accepts_missing`` that is true.
+    """
+    return bool(getattr(unwrapped(program), "accepts_missing", False))
 
 
 def _first_parameter(programs: tuple[Program, ...]) -> Tensor | None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from pyro import poutine
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_models.errors import NonFiniteError
+from pyro_models.errors import NonFiniteError, OptionError
 from pyro_models.infer.inspection import as_arguments, footprint, is_amortized
 from pyro_models.infer.record import LogWeights
 from pyro_models.infer.weights import Program, log_weights
@@ -26,6 +27,46 @@ TOLERATED = 0.1
 
 class EffectiveSampleSizeWarning(UserWarning):
     """The importance weights of much of the data rest on one draw: log p(x) is understated."""
+
+
+@dataclass(frozen=True)
+class ImportanceSampling:
+    r"""Draws from the guide, weighted by :math:`p(x, z) / q(z \mid x)`.
+
+    Args:
+        num_samples: S, draws for each datum.
+
+    Raises:
+        OptionError: If ``num_samples`` is less than 1.
+    """
+
+    num_samples: int = 1000
+
+    def __post_init__(self) -> None:
+        positive_int("num_samples", self.num_samples)
+
+
+@dataclass(frozen=True)
+class NaiveMonteCarlo:
+    r"""Draws from the prior, weighted by :math:`p(x \mid z)`.
+
+    .. math:: \hat p(x) = \frac1K \sum_{k=1}^K p(x \mid z_k), \quad z_k \sim p(z)
+
+    The first estimator that one would think of. Few draws of the prior explain a datum, so that it
+    needs ever more of them as the posterior is narrower than the prior: the effective sample size
+    says so. The guide is not run.
+
+    Args:
+        num_samples: K, draws for each datum.
+
+    Raises:
+        OptionError: If ``num_samples`` is less than 1.
+    """
+
+    num_samples: int = 1000
+
+    def __post_init__(self) -> None:
+        positive_int("num_samples", self.num_samples)
 
 
 @dataclass(frozen=True)
@@ -72,12 +113,13 @@ def log_likelihood(
     model: Program,
     guide: Program,
     x: Any,
-    num_samples: int = 1000,
+    num_samples: int | None = None,
     *,
+    method: ImportanceSampling | NaiveMonteCarlo | None = None,
     max_memory: int = 512 * 2**20,
     progress: bool = False,
 ) -> LogLikelihood:
-    r"""Estimate :math:`\log p(x_i)` for each datum by importance sampling from the guide.
+    r"""Estimate :math:`\log p(x_i)` for each datum, by importance sampling from the guide.
 
     .. math::
         \hat p(x_i) = \frac1S \sum_{s=1}^S w_{is}, \qquad
@@ -95,7 +137,9 @@ def log_likelihood(
         model: A Pyro program that observes ``x``.
         guide: A Pyro program with the same arguments.
         x: Data ``(N, ...)``, or a tuple of several arguments of the programs, as for ``fit``.
-        num_samples: S, draws for each datum.
+        num_samples: S, draws for each datum; 1000 if neither it nor a method is given.
+        method: ``NaiveMonteCarlo(K)`` draws from the prior instead of the guide;
+            ``ImportanceSampling(S)`` is what ``num_samples`` is short for.
         max_memory: Bytes for the tensors of one chunk; at least one draw is held at a time.
         progress: Whether to show a progress bar.
 
@@ -103,7 +147,8 @@ def log_likelihood(
         Values with standard errors and effective sample sizes.
 
     Raises:
-        OptionError: If ``num_samples`` or ``max_memory`` is less than 1.
+        OptionError: If ``num_samples`` or ``max_memory`` is less than 1, or ``num_samples`` is
+            given beside a method, which has its own.
         DataError: If the data is empty or not finite.
         NonFiniteError: If a weight is NaN or infinite; it names the sites.
         SiteMismatchError: If model and guide do not fit together.
@@ -130,9 +175,12 @@ def log_likelihood(
         >>> round(estimate.mean, 4)
         -1.7655
     """
-    num_samples = positive_int("num_samples", num_samples)
+    method = _chosen(method, num_samples)
+    num_samples = method.num_samples
     max_memory = positive_int("max_memory", max_memory)
     args = as_arguments(x, model, guide)
+    if isinstance(method, NaiveMonteCarlo):
+        guide = _Prior(model)
     plan = _plan(model, guide, args, num_samples, max_memory)
     parts = []
     with (
@@ -148,6 +196,30 @@ def log_likelihood(
     whole = parts[0] if len(parts) == 1 else _joined(parts, len(args[0]))
     _warn_of_collapse(whole)
     return whole
+
+
+def _chosen(
+    method: ImportanceSampling | NaiveMonteCarlo | None, num_samples: int | None
+) -> ImportanceSampling | NaiveMonteCarlo:
+    if method is None:
+        return ImportanceSampling() if num_samples is None else ImportanceSampling(num_samples)
+    if num_samples is not None:
+        raise OptionError(
+            f"num_samples={num_samples} is given beside {method}, which has its own; leave one out"
+        )
+    return method
+
+
+class _Prior:
+    """The model's latents drawn from their prior, as a guide."""
+
+    def __init__(self, model: Program):
+        self.__wrapped__ = model.forward if isinstance(model, nn.Module) else model
+        self._model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        with poutine.block(hide_fn=lambda site: bool(site.get("is_observed"))):
+            self._model(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -263,7 +335,7 @@ def _warn_of_collapse(estimate: LogLikelihood) -> None:
     warnings.warn(
         f"{int(collapsed.sum())} of {collapsed.numel()} estimates of log p(x) rest on one draw of "
         f"{estimate.num_samples} (effective sample size below {COLLAPSED:g}), and are probably too "
-        "low; use more draws, or a guide closer to the posterior",
+        "low; use more draws, or draw from a guide closer to the posterior",
         EffectiveSampleSizeWarning,
         stacklevel=3,
     )

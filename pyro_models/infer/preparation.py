@@ -12,8 +12,10 @@ from torch import nn
 
 from pyro_models.errors import CheckpointError, DataError, OptionError
 from pyro_models.infer import checkpoint as files
+from pyro_models.infer.alternation import Alternation, Turns
 from pyro_models.infer.batches import Batches, LoaderBatches, Transform, make_batches
 from pyro_models.infer.checkpoint import Checkpoint, Saved
+from pyro_models.infer.inspection import accepts_missing
 from pyro_models.infer.optimizer_probe import OptimizerProbe
 from pyro_models.infer.pair_checks import (
     check_arguments,
@@ -183,8 +185,10 @@ class Setup:
 
     def training_batches(self, data: Any, batch_size: int | None, will_save: bool) -> Batches:
         """Shuffled minibatches; warns if checkpoints could not take up their order again."""
-        place, transform = self.device, self.transform
-        batches = make_batches(data, batch_size, place, self.precision, self.seed, transform)
+        place, transform, missing = self.device, self.transform, accepts_missing(self.model)
+        batches = make_batches(
+            data, batch_size, place, self.precision, self.seed, transform, missing
+        )
         inner = getattr(batches, "batches", batches)
         if will_save and isinstance(inner, LoaderBatches):
             inner.warn_if_unrepeatable()
@@ -228,8 +232,8 @@ class Setup:
         given = validation if isinstance(validation, Validation) else Validation(validation)
         largest = training.num_data or _EVALUATION_BATCH  # a plate is no larger than the whole set
         size = min(_EVALUATION_BATCH, largest)
-        place, transform = self.device, self.transform
-        batches = make_batches(given.data, size, place, self.precision, None, transform)
+        place, transform, missing = self.device, self.transform, accepts_missing(self.model)
+        batches = make_batches(given.data, size, place, self.precision, None, transform, missing)
         batch = next(batches.epoch(0), None)
         if batch is None:
             raise DataError("the held-out DataLoader gives no batch; check its dataset")
@@ -237,6 +241,19 @@ class Setup:
         self._check_support(batches)
         seed = derive_seed(self.seed, Stream.VALIDATION)
         return HeldOut(batches, given.every, step, self.modules, kwargs, self.device, seed)
+
+    def turns(
+        self,
+        alternation: Alternation | None,
+        step: Step,
+        batches: Batches,
+        kwargs: Mapping[str, Any],
+    ) -> Turns | None:
+        """What freezes model and guide by turns, if they are to take turns."""
+        if alternation is None:
+            return None
+        (first, *_) = islice(batches.epoch(0), 1)
+        return Turns(alternation, step, first, kwargs)
 
     def config(
         self,

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     SHUFFLE = 1
     VALIDATION = 2
     CALLBACKS = 3
+    STARTS = 4
 
 
 def derive_seed(seed: int, stream: Stream, index: int = 0) -> int:

@@ -127,6 +127,8 @@ class Step:
         self._make_optimizer = optimizer
         self._updates: list[Update] = []
         self._parameters: dict[str, Tensor] = {}
+        self.held: frozenset[str] = frozenset()
+        """Names of parameters that the next steps leave as they are."""
         self._graphs: dict[Hashable, CompiledStep] = {}
         self._lr_factor = 1.0
         self._kl_weight = 1.0
@@ -232,8 +234,11 @@ class Step:
     def _eager(self, args: tuple, kwargs: dict, kl_weight: Tensor | float) -> Tensor:
         """The step itself: also what is traced to a graph."""
         main, *others = self._made_updates()
-        parameters = [p for p in self._parameters.values() if p.requires_grad]
-        gradients = [parameter.grad for parameter in parameters]
+        every = self._parameters
+        parameters = [p for n, p in every.items() if p.requires_grad and n not in self.held]
+        gradients = {name: parameter.grad for name, parameter in every.items()}
+        for parameter in every.values():
+            parameter.grad = None  # what an optimiser leaves alone
         losses = []
 
         def evaluate() -> Any:
@@ -257,8 +262,8 @@ class Step:
             for other in others:
                 other.optimizer.step()
         finally:
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+            for name, gradient in gradients.items():
+                every[name].grad = gradient
         return losses[0]
 
     def _made_updates(self) -> list[Update]:
@@ -303,10 +308,10 @@ class Step:
         self._graphs[key] = graph
         return loss
 
-    def _modes(self) -> tuple[bool | None, ...]:
-        """What else changes the graph: training modes and frozen parameters."""
+    def _modes(self) -> tuple[Hashable, ...]:
+        """What else changes the graph: training modes, frozen parameters, and those held."""
         training = (getattr(program, "training", None) for program in self._programs.values())
-        return (*training, *(p.requires_grad for p in self._parameters.values()))
+        return (*training, self.held, *(p.requires_grad for p in self._parameters.values()))
 
     def _fall_back(self, error: Exception, args: tuple, kwargs: dict) -> Tensor:
         """Do the step eagerly, as all that follow; an error of the program itself is raised."""

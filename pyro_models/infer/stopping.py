@@ -18,6 +18,7 @@ class StopReason(Enum):
     EARLY_STOPPING = "the held-out bound no longer improved"
     CALLBACK = "a callback asked for it"
     INTERRUPTED = "interrupted from the keyboard"
+    CONVERGED = "the bound rose by less than the tolerance"
 
 
 class StopFit(Exception):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_models.errors import CheckpointError
+from pyro_models.infer.alternation import Turns
 from pyro_models.infer.arrays import Tensors
 from pyro_models.infer.batches import Batches
 from pyro_models.infer.random_state import RandomState
@@ -71,6 +72,7 @@ class Trainer:
         course: What to do at each step.
         random: The generators.
         kwargs: Keyword arguments of the programs.
+        turns: Freezes model and guide by turns, if they take turns.
     """
 
     def __init__(
@@ -80,12 +82,14 @@ class Trainer:
         course: Course,
         random: RandomState,
         kwargs: Mapping[str, Any],
+        turns: Turns | None = None,
     ):
         self.step = step
         self.batches = batches
         self.course = course
         self.random = random
         self.kwargs = kwargs
+        self.turns = turns
         self.position = Position()
         self._epoch_random = random.capture()
         self._mark = ""
@@ -117,6 +121,8 @@ class Trainer:
         """Do one step and return the loss in nats per datum."""
         at, course, step = self.position, self.course, self.step
         self._follow_schedules(at.step)
+        if self.turns is not None:
+            self.turns.take(at.step)
         if course.odd:
             is_odd = len(batch[0]) == course.odd
             step.compiled = course.odd_compiled if is_odd else course.compiled

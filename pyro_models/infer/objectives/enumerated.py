@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from pyro_models.errors import OptionError
-from pyro_models.infer.enumeration import remembered_marginal
+from pyro_models.errors import OptionError, SiteMismatchError
+from pyro_models.infer.enumeration import remembered_hidden, remembered_marginal
 from pyro_models.infer.objectives.base import Estimate, Objective, OptimizerFactory
 from pyro_models.infer.objectives.elbo import ELBO
 from pyro_models.infer.record import LogWeights
@@ -21,11 +21,18 @@ class Enumerated(Objective):
     over plates; ``pyro_models.infer.marginal`` says how. With no other latents, the ELBO is the
     exact log-likelihood. Everything here is traceable to one graph.
 
+    A guide that samples such a latent from its exact conditional posterior, as
+    ``guides.Responsibilities`` does, is of use after the fit and adds nothing to the bound: name
+    the latent in ``over``, and it is summed out all the same. What else a guide says of a latent
+    in ``over`` is not looked at, and its parameters for it are not trained.
+
     Args:
         objective: What to do with the rest; the ELBO of one particle unless said otherwise.
+        over: Names of sites that are summed out although the guide samples them.
 
     Raises:
-        OptionError: If the objective is not one of ours.
+        OptionError: If the objective is not one of ours, or ``over`` is no tuple of names.
+        SiteMismatchError: At the first run, if a site in ``over`` cannot be summed out.
 
     References:
         Obermeyer et al. 2019, "Tensor Variable Elimination for Plated Factor Graphs",
@@ -46,16 +53,19 @@ class Enumerated(Objective):
         3.4689
     """
 
-    def __init__(self, objective: Objective = _ELBO):
+    def __init__(self, objective: Objective = _ELBO, over: tuple[str, ...] = ()):
         if not isinstance(objective, Objective):
             raise OptionError(
                 f"objective is {objective!r}; give one of pyro_models.infer's, such as ELBO()"
             )
+        if not isinstance(over, tuple) or not all(isinstance(name, str) for name in over):
+            raise OptionError(f'over={over!r} is no tuple of site names; write ("component",)')
         super().__init__(objective.num_particles)
         self.objective = objective
+        self.over = over
 
     def __repr__(self) -> str:
-        return f"Enumerated({self.objective!r})"
+        return f"Enumerated({self.objective!r}{f', over={self.over!r}' if self.over else ''})"
 
     @property
     def state(self) -> nn.Module | None:
@@ -69,7 +79,17 @@ class Enumerated(Objective):
 
     def weights(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> LogWeights:
         """Run the pair with the model's discrete latents summed out; see ``Objective.weights``."""
-        return self.objective.weights(remembered_marginal(model), guide, args, kwargs)
+        summed = remembered_marginal(model)
+        if not self.over:
+            return self.objective.weights(summed, guide, args, kwargs)
+        try:
+            hidden = remembered_hidden(guide, self.over)
+            return self.objective.weights(summed, hidden, args, kwargs)
+        except SiteMismatchError as error:
+            raise SiteMismatchError(
+                f"{error} (over={self.over!r} hides the guide's draws at these sites, and only "
+                "discrete latents of the model can be summed out)"
+            ) from error
 
     def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
         """The objective's own estimate; see ``Objective.estimate``."""
