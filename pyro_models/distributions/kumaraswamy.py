@@ -54,7 +54,7 @@ class Kumaraswamy(TorchDistribution):
         >>> q.log_prob(torch.tensor([0.5, 0.5]))
         tensor([-2.1224,  0.5232])
         >>> q.mean
-        tensor([0.5000, 0.4571])
+        tensor([0.8370, 0.4571])
         >>> draws = q.rsample_logs(torch.Size([1000]))
         >>> bool(draws.log1m_v[:, 0].isfinite().all()), bool((draws.log1m_v[:, 0] < -80).any())
         (True, True)
