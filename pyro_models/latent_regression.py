@@ -358,7 +358,9 @@ def _explained(
 
 
 def standardize_latents(
-    found: LatentStatistics, coefficients: Float[Tensor, "data_dim augmented"]
+    found: LatentStatistics,
+    coefficients: Float[Tensor, "data_dim augmented"],
+    noise: Float[Tensor, " data_dim"],
 ) -> Float[Tensor, "data_dim augmented"]:
     r"""Fit the latents' own mean and covariance too, then bring them back to N(0, I).
 
@@ -368,6 +370,7 @@ def standardize_latents(
     Args:
         found: The averages.
         coefficients: Of the regressions, W and the offset.
+        noise: The diagonal of Psi; the latents are turned so that W' Psi^-1 W is diagonal.
 
     References:
         Liu, Rubin and Wu 1998 (parameter expansion), https://doi.org/10.1093/biomet/85.4.755
@@ -376,8 +379,10 @@ def standardize_latents(
     shift = found.latent[:-1, -1] / share
     covariance = found.latent[:-1, :-1] / share - shift.outer(shift)
     values, vectors = torch.linalg.eigh(covariance)
-    # The symmetric root turns the latents as little as can be.
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
     loadings = coefficients[:, :-1]
     offset = coefficients[:, -1] + loadings @ shift
-    return torch.cat([loadings @ root, offset[:, None]], 1)
+    loadings = loadings @ (vectors * values.clamp_min(0).sqrt())
+    # Columns that are far longer than others must not lie along them, or rounding to the
+    # parameters' type would change the short ones.
+    _, rotation = torch.linalg.eigh(loadings.mT @ (loadings / noise[:, None]))
+    return torch.cat([loadings @ rotation.flip(-1), offset[:, None]], 1)

@@ -199,8 +199,9 @@ class LinearGaussian(nn.Module, ABC):
         _refuse_unseen(found.seen)
         coefficients = regress(found, self._coefficients(centre))
         squares = residuals(x, posterior, centre, coefficients, found)
-        noise = self._pooled(squares, found.seen)
-        self._store(standardize_latents(found, coefficients), centre, noise)
+        noise = self._pooled(squares, found.seen).clamp_min(self.floor)
+        coefficients = standardize_latents(found, coefficients, noise.expand(self.data_dim))
+        self._store(coefficients, centre, noise)
         self._after_step(x)
 
     @torch.no_grad()
