@@ -63,17 +63,16 @@ class Axes(Covariances):
         """Products of normals."""
         return dist.Normal(loc, self.scales()[component]).to_event(1)
 
-    @torch.no_grad()
     def log_density(
         self,
         x: Float[Tensor, "num_data data_dim"],
         means: Float[Tensor, "components data_dim"],
     ) -> Iterator[tuple[slice, Tensor]]:
         """Log-densities of a few data at a time; the buffer is used again."""
-        log_w = self.log_diagonal().expand(-1, self.data_dim)
+        log_w = self.log_diagonal().detach().expand(-1, self.data_dim)
         inverse = log_w.exp().unsqueeze(-1)  # (K, D, 1)
         constant = log_w.sum(-1, keepdim=True) - 0.5 * self.data_dim * log(2 * pi)
-        for part, difference in differences(x, means):
+        for part, difference in differences(x, means.detach()):
             white = difference.mul_(inverse).square_()
             yield part, white.sum(1).mul_(-0.5).add_(constant)
 

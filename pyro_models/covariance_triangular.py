@@ -109,17 +109,17 @@ class Triangular(Covariances):
         factor = self.factor()
         return PrecisionNormal(loc, factor[component] if len(factor) > 1 else factor[0])
 
-    @torch.no_grad()
     def log_density(
         self,
         x: Float[Tensor, "num_data data_dim"],
         means: Float[Tensor, "components data_dim"],
     ) -> Iterator[tuple[slice, Tensor]]:
         """Log-densities of a few data at a time; the buffer is used again."""
-        factor = self.factor().expand(self.num_components, -1, -1).contiguous()
-        constant = self.log_diagonal().sum(-1, keepdim=True) - 0.5 * self.data_dim * log(2 * pi)
+        factor = self.factor().detach().expand(self.num_components, -1, -1).contiguous()
+        log_det = self.log_diagonal().detach().sum(-1, keepdim=True)
+        constant = log_det - 0.5 * self.data_dim * log(2 * pi)
         white = x.new_empty(0)
-        for part, difference in differences(x, means):
+        for part, difference in differences(x, means.detach()):
             if white.shape != difference.shape:
                 white = torch.empty_like(difference)
             torch.bmm(factor, difference, out=white)
