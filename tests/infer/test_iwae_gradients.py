@@ -18,13 +18,14 @@ from torch import Tensor
 
 from pyro_models.errors import OptionError
 from pyro_models.infer import ELBO, IWAE, MonteCarloKL, Objective
-from tests.infer.gradient_cases import DTYPE
+from tests.infer.gradient_cases import DTYPE, normal
 from tests.infer.multi_sample_cases import (
     DREG,
     STL,
     Follows,
     Preset,
     importance,
+    landing,
     path_followers,
     renyi,
 )
@@ -204,11 +205,44 @@ class TestPointMasses:
             means.append({n: (mass * g).sum() for n, g in gradient(surrogate, p).items()})
         assert_same(means[1], means[0], 1e-7)
 
+    def test_sticking_the_landing_drops_the_score_of_what_it_moves(self) -> None:
+        """In the density of a latent drawn from it a Delta is a parameter as any other."""
+        noise = torch.tensor([[0.3, -1.2, 0.5], [1.1, 0.2, -0.4]], dtype=DTYPE)
+        x = X[:3]
+
+        def model(p: dict[str, Tensor]) -> None:
+            with pyro.plate("data", 3):
+                t = pyro.sample("t", dist.Normal(ZERO, 1.0))
+                z = pyro.sample("z", dist.Normal(t, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(p: dict[str, Tensor]) -> None:
+            with pyro.plate("data", 3):
+                t = pyro.sample("t", dist.Delta(p["t"]))
+                pyro.sample("z", dist.Normal(p["a"] * t + 0.2, 0.6 + 0.1 * t**2))
+
+        p = {n: torch.full((3,), v, dtype=DTYPE, requires_grad=True) for n, v in PLACES.items()}
+        with Preset({"z": noise}):
+            weights = IWAE(2, STL).weights(model, guide, (p,), {})
+        found = gradient(IWAE(2, STL).estimate(weights).surrogate, p)
+        loc, scale = p["a"] * p["t"] + 0.2, 0.6 + 0.1 * p["t"] ** 2
+        z = loc + scale * noise
+        log_p = normal(p["t"], 0.0, 1.0) + normal(z, p["t"], 1.0) + normal(x, z, 1.0)
+        log_w = log_p - normal(z, loc.detach(), scale.detach())
+        torch.testing.assert_close(found, gradient(landing(log_w).sum(), p))
+
+
+PLACES = {"t": 0.7, "a": -0.4}
+
 
 class TestScalesAndMasks:
     """What tempers one site's density only tempers its score too."""
 
     def mean(self, objective: Objective, handler: Callable[[], Any]) -> dict[str, Tensor]:
+        return {n: g.sum() for n, g in self.columns(objective, handler).items()}
+
+    def columns(self, objective: Objective, handler: Callable[[], Any]) -> dict[str, Tensor]:
+        """The gradient at each pair of draws times their probability."""
         _, noise, mass = targets("conjugate", 2, 45)
         size = len(mass)
 
@@ -229,7 +263,7 @@ class TestScalesAndMasks:
         with Preset({"z": noise["z"]}):
             weights = objective.weights(model, guide, (p,), {})
         surrogate = objective.estimate(weights).surrogate
-        return {n: (mass * g).sum() for n, g in gradient(surrogate, p).items()}
+        return {n: mass * g for n, g in gradient(surrogate, p).items()}
 
     def test_a_scale_of_one_latent(self) -> None:
         handler = functools.partial(poutine.scale, scale=0.3)
@@ -241,6 +275,87 @@ class TestScalesAndMasks:
         handler = functools.partial(poutine.scale, scale=0.3)
         found = self.mean(IWAE(1, DREG), handler)
         assert found["loc"].isfinite()
+
+    @pytest.mark.parametrize("shown", [False, True])
+    def test_data_whose_latents_are_masked_have_no_score(self, shown: bool) -> None:
+        """Their weights are p(x | z): all of the gradient is on the path, weighted once."""
+        _, _, mass = targets("conjugate", 2, 45)
+        for mask in (shown, torch.full((len(mass),), shown)):
+            handler = functools.partial(poutine.mask, mask=mask)
+            assert_same(self.mean(IWAE(2, DREG), handler), self.mean(IWAE(2), handler), 1e-7)
+
+    def test_a_mask_is_each_datums_own(self) -> None:
+        _, _, mass = targets("conjugate", 2, 45)
+        some = torch.arange(len(mass)) % 3 > 0
+        mixed, full, none = (
+            self.columns(IWAE(2, DREG), functools.partial(poutine.mask, mask=mask))
+            for mask in (some, True, False)
+        )
+        for name, value in mixed.items():
+            torch.testing.assert_close(value, torch.where(some, full[name], none[name]))
+
+    @pytest.mark.parametrize("mask", [None, True, False])
+    def test_a_mask_around_latents_drawn_from_each_other(self, mask: bool | None) -> None:
+        case, noise, mass = targets("chain", 2, 19)
+        means = []
+        for objective in (IWAE(2), IWAE(2, DREG)):
+            p = case.start(len(mass))
+            shown = torch.ones(len(mass), dtype=torch.bool) if mask is None else mask
+            guide = poutine.mask(case.guide, mask=shown)  # type: ignore[call-overload]
+            with Preset(noise):
+                weights = objective.weights(case.model, guide, (p,), {})
+            found = gradient(objective.estimate(weights).surrogate, p)
+            means.append({n: (mass * g).sum() for n, g in found.items()})
+        assert_same(means[1], means[0], 1e-3)
+
+    def inner(self, kind: str) -> tuple[Any, Any]:
+        """Two latents a datum, of which one is masked, or both by parts of a datum."""
+        flags = torch.tensor([True, False, True, True, False])
+
+        def program(x: Tensor, guide: bool) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(ZERO, 1.0))
+                if kind == "site":
+                    with poutine.mask(mask=flags):  # type: ignore[call-overload]
+                        w = pyro.sample("w", dist.Normal(ZERO, 1.0))
+                elif kind == "distribution":
+                    one = dist.Normal(torch.zeros(2, dtype=DTYPE), 1.0)
+                    part = one.expand([len(x), 2]).mask(torch.tensor([True, False]))
+                    w = pyro.sample("w", part.to_event(1)).sum(-1)
+                else:
+                    mask = flags[:2].unsqueeze(-1)
+                    with poutine.mask(mask=mask), pyro.plate("inner", 2):  # type: ignore[call-overload]
+                        w = pyro.sample("w", dist.Normal(ZERO, 1.0)).sum(-2, keepdim=True)
+                if not guide:
+                    pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+        return functools.partial(program, guide=False), functools.partial(program, guide=True)
+
+    @pytest.mark.parametrize("kind", ["site", "distribution", "inner plate"])
+    def test_a_mask_of_one_latent_is_refused(self, kind: str) -> None:
+        model, guide = self.inner(kind)
+        with pytest.raises(OptionError, match=r"'w' has a mask.*StandardGradient"):
+            IWAE(2, DREG).loss(model, guide, X)
+        for objective in (IWAE(2), IWAE(2, STL), IWAE(1, DREG)):
+            assert objective.loss(model, guide, X) > 0
+
+    def test_a_mask_along_the_data_beside_a_latent_of_all(self) -> None:
+        """One weight serves all data, and of that weight's scores only some are hidden."""
+        shown = torch.tensor([True, False, True, True, False])
+
+        def program(x: Tensor, guide: bool) -> None:
+            data = pyro.plate("data", len(x))
+            with poutine.mask(mask=shown), data:  # type: ignore[call-overload]
+                z = pyro.sample("z", dist.Normal(ZERO, 1.0))
+            total = z.sum(-1, keepdim=z.dim() > 1)
+            if not guide:
+                pyro.sample("t", dist.Normal(total, 1.0), obs=torch.ones((), dtype=DTYPE))
+                with data:
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        parts = [functools.partial(program, guide=flag) for flag in (False, True)]
+        with pytest.raises(OptionError, match=r"'z' has a mask of shape \(5,\)"):
+            IWAE(2, DREG).loss(*parts, X)
 
 
 @pytest.mark.parametrize("kind", [STL, DREG])

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch._inductor.config as inductor
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal
 from pyro.optim.optim import PyroOptim
@@ -203,7 +204,7 @@ class TestVariance:
     def test_decaying_average(self) -> None:
         # With b from the past, of mean 11/2 and variance v = (1 - d)/(1 + d) / 4, independent of k:
         # s (c - b) = 1/4 + s (11/2 - b), as s (c - 11/2) = 1/4.
-        decay = 0.5
+        decay = 0.8
         v = (1 - decay) / (1 + decay) / 4
         assert_variance(self.draws(ScoreFunction(1, DecayingAverage(decay)), 200), v / 4)
 
@@ -370,6 +371,18 @@ class TestOptions:
             with pytest.raises(OptionError, match="decay"):
                 DecayingAverage(decay)
 
+    def test_an_optimiser_that_evaluates_the_loss_itself(self) -> None:
+        """A step has one evaluation, whose gradients the baseline's optimiser is given."""
+        with pytest.raises(OptionError, match=r"LBFGS.*torch\.optim\.Adam"):
+            Learned(Constant(1), functools.partial(torch.optim.LBFGS, lr=0.1))
+
+    def test_without_a_memory_there_is_nothing_to_copy(self) -> None:
+        one = ScoreFunction(2, LeaveOneOut(), sites={"z": Pathwise()})
+        assert one.state is None
+        assert one.private() is one
+        for chosen in (DecayingAverage(), Learned(Constant(1), sgd)):
+            assert ScoreFunction(2, sites={"z": chosen}).private().state is not None
+
     def test_a_network_of_another_shape_is_named(self) -> None:
         logit = torch.zeros((), dtype=DTYPE, requires_grad=True)
         objective = ScoreFunction(1, Learned(Constant(3), sgd))
@@ -511,6 +524,33 @@ class TestLearned:
         centred = X - X.mean()
         expected = ((centred * costs).sum() / centred.square().sum()).item()
         assert slope == pytest.approx(expected, abs=0.05)
+
+    @pytest.mark.parametrize("scale", [1.0, 2.0])
+    def test_the_error_it_learns_from(self, scale: float) -> None:
+        """N times the mean square of cost less running mean less prediction, and nothing else."""
+        pyro.set_rng_seed(6)
+        logit, batch, total = torch.zeros((), dtype=DTYPE, requires_grad=True), 2, 10
+
+        def model() -> None:
+            with data_plate(batch, total):
+                k = pyro.sample("k", dist.Bernoulli(logits=logit.detach().expand(batch)))
+                pyro.factor("f", 5.0 + k)
+
+        def guide() -> None:
+            with data_plate(batch, total):
+                pyro.sample("k", dist.Bernoulli(logits=logit.expand(batch)))
+
+        net = Constant(batch, 3.0)
+        made = ScoreFunction(4, Learned(net, sgd, decay=0.8))
+        pair = [poutine.scale(program, scale=scale) for program in (model, guide)]
+        mean = 0.0
+        for step_ in range(2):
+            weights = made.weights(pair[0], pair[1], (), {})
+            (found,) = torch.autograd.grad(made.estimate(weights).surrogate, net.value)
+            costs = 5.0 + weights.guide_sites["k"].value
+            error = costs - mean - 3.0
+            torch.testing.assert_close(found, total * 2 * error.sum(0) / costs.numel())
+            mean = (costs - 3.0).mean().item() if not step_ else mean
 
     def test_frozen_guides_teach_nothing(self) -> None:
         made = step()

@@ -17,7 +17,7 @@ from pyro_models.infer import (
     TrapezoidRule,
 )
 from tests.infer.gradient_cases import DTYPE
-from tests.infer.multi_sample_cases import CASES, SCALE, Case, Parameters
+from tests.infer.multi_sample_cases import CASES, SCALE, Case, Parameters, Preset
 from tests.infer.test_gradients import assert_mean
 from tests.infer.test_multi_sample import gradient
 from tests.unchecked import unchecked
@@ -26,15 +26,17 @@ RULES: list[Any] = [LeftRule(), RightRule(), TrapezoidRule()]
 PARTICLES, RUNS = 4000, 60
 
 
-def both(case: Case, p: Parameters) -> tuple[Tensor, Tensor]:
+def both(case: Case, p: Parameters, kl_weight: float = 1.0) -> tuple[Tensor, Tensor]:
     """log w and log q at both values of the only latent."""
     z = {"c": torch.tensor([[0.0, 1.0]], dtype=DTYPE)}
-    return case.log_weights(p, z)[0], case.log_q(p, z)["c"][0]
+    return case.log_weights(p, z, kl_weight)[0], case.log_q(p, z)["c"][0]
 
 
-def exact(case: Case, p: Parameters, objective: ThermodynamicELBO) -> Tensor:
+def exact(
+    case: Case, p: Parameters, objective: ThermodynamicELBO, kl_weight: float = 1.0
+) -> Tensor:
     """The rule's sum, its expectations over both values."""
-    log_w, log_q = both(case, p)
+    log_w, log_q = both(case, p, kl_weight)
     values = [((log_q + b * log_w).softmax(0) * log_w).sum() for b in objective.betas]
     widths = [b - a for a, b in zip(objective.betas, objective.betas[1:], strict=False)]
     ends = {
@@ -50,13 +52,15 @@ def log_p(case: Case, p: Parameters) -> Tensor:
     return (log_w + log_q).logsumexp(0)
 
 
-def draws(objective: ThermodynamicELBO, case: Case) -> tuple[Tensor, Tensor]:
+def draws(
+    objective: ThermodynamicELBO, case: Case, kl_weight: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Bounds and gradients for one datum, a row a run."""
     p = case.start()
     bounds, gradients = [], []
     for _ in range(RUNS):
         weights = objective.weights(case.model, case.guide, (p,), {})
-        bound, surrogate = objective.estimate(weights)
+        bound, surrogate = objective.estimate(weights, kl_weight)
         bounds.append(bound / SCALE)
         gradients.append(torch.stack([*gradient(surrogate, p).values()]) / SCALE)
     return torch.stack(bounds), torch.stack(gradients)
@@ -76,6 +80,37 @@ def test_value_and_gradient_are_those_of_the_sum(rule: Any, intervals: int) -> N
     assert_mean(gradients, wanted)
     error = gradients.std(0) / RUNS**0.5
     assert (0.2 * wanted.abs() / error).max() > 4, "a fifth of the gradient would not be missed"
+
+
+def test_the_weight_of_the_divergence() -> None:
+    """The surrogate follows the tempered sum; what is reported is not tempered."""
+    case, objective = CASES["discrete"](), ThermodynamicELBO(PARTICLES, 2, first=0.1)
+    p = case.start()
+    bounds, gradients = draws(objective, case, 0.3)
+    assert_mean(bounds, exact(case, p, objective).detach())
+    tempered = gradient(exact(case, p, objective, 0.3), p)
+    assert_mean(gradients, torch.stack([*tempered.values()]))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_each_datum_has_weights_of_its_own(rule: Any) -> None:
+    """Three data at once are three data one by one, at the same draws."""
+    case, objective = CASES["discrete"](), ThermodynamicELBO(4, 3, rule=rule)
+    c = torch.tensor([[0.0, 1, 1], [1, 0, 1], [1, 1, 1], [0, 0, 1]], dtype=DTYPE)
+    shift = torch.tensor([0.0, 0.9, -0.7], dtype=DTYPE)
+
+    def run(columns: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        p = {n: (v.detach() + shift[columns]).requires_grad_() for n, v in case.start().items()}
+        with Preset({"c": c[:, columns]}):
+            weights = objective.weights(case.model, case.guide, (p,), {})
+        bound, surrogate = objective.estimate(weights)
+        return bound, gradient(surrogate, p)
+
+    bound, found = run([0, 1, 2])
+    alone = [run([i]) for i in range(3)]
+    torch.testing.assert_close(bound, torch.stack([b for b, _ in alone]).sum())
+    for name, value in found.items():
+        torch.testing.assert_close(value, torch.cat([g[name] for _, g in alone]))
 
 
 def test_the_rules_enclose_log_p_and_close_in() -> None:

@@ -29,13 +29,15 @@ UNTYPED: Any = "wake"
 ADAM = partial(torch.optim.Adam, lr=0.02)
 
 
-def mean_gradient(name: str, objective: ReweightedWakeSleep, nodes: int) -> dict[str, Tensor]:
+def mean_gradient(
+    name: str, objective: ReweightedWakeSleep, nodes: int, kl_weight: float
+) -> dict[str, Tensor]:
     case = CASES[name]()
     noise, mass = every_draw(case, objective.num_particles, nodes)
     p = case.start(len(mass))
     with Preset(noise):
         weights = objective.weights(case.model, case.guide, (p,), {})
-    bound, surrogate = objective.estimate(weights)
+    bound, surrogate = objective.estimate(weights, kl_weight)
     with torch.no_grad():
         probability = mass * case.log_outcome(p, noise).exp()
         torch.testing.assert_close(bound, SCALE * importance(case.log_weights(p, noise)).sum())
@@ -44,16 +46,17 @@ def mean_gradient(name: str, objective: ReweightedWakeSleep, nodes: int) -> dict
 
 @pytest.mark.parametrize("particles", [2, 3])
 @pytest.mark.parametrize("name", ["discrete", "conjugate", "mixed"])
-def test_awake_both_sides_have_their_gradients(name: str, particles: int) -> None:
+@pytest.mark.parametrize("kl_weight", [1.0, 0.3])
+def test_awake_both_sides_have_their_gradients(name: str, particles: int, kl_weight: float) -> None:
     """The model IWAE's, draws being constants; the guide that of its log-density, weighted."""
-    found = mean_gradient(name, ReweightedWakeSleep(particles), nodes := 6)
+    found = mean_gradient(name, ReweightedWakeSleep(particles), nodes := 6, kl_weight)
     case = CASES[name]()
     noise, mass = every_draw(case, particles, nodes)
     p = case.start()
-    bound = gradient(expectation(case, p, importance, noise, mass), p)
+    bound = gradient(expectation(case, p, importance, noise, mass, kl_weight), p)
     with torch.no_grad():
         z = case.path(p, noise)
-        weights = case.log_weights(p, noise).softmax(0)
+        weights = case.log_weights(p, noise, kl_weight).softmax(0)
         probability = mass * case.log_outcome(p, noise).exp()
     log_q = torch.stack([*case.log_q(p, z).values()]).sum(0)
     guide = gradient((probability * (weights * log_q).sum(0)).sum(), p)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pyro_models.errors import OptionError
 from pyro_models.infer.draws import Draws, OnPaths
-from pyro_models.infer.objectives.base import Estimate
+from pyro_models.infer.objectives.base import Estimate, Objective
 from pyro_models.infer.objectives.multi_sample import MultiSampleBound, importance_bound
 from pyro_models.infer.record import LogWeights
 
@@ -70,7 +70,12 @@ class MIWAE(MultiSampleBound):
     """
 
     def __init__(self, num_bounds: int, num_particles: int):
-        super().__init__(_all_particles(num_bounds, num_particles))
+        if num_bounds < 1 or num_particles < 1:
+            raise OptionError(
+                f"num_bounds is {num_bounds} and num_particles is {num_particles}; both must be "
+                "at least 1"
+            )
+        super().__init__(num_bounds * num_particles)
         self.num_bounds = num_bounds
 
     def __repr__(self) -> str:
@@ -79,17 +84,22 @@ class MIWAE(MultiSampleBound):
 
     def value(self, log_w: Float[Tensor, "K M"]) -> Float[Tensor, " M"]:
         """The mean of the bounds of each column of log-weights."""
-        return _bounds(log_w, self.num_bounds).mean(0)
+        return self._bounds(log_w).mean(0)
 
     def costs(
         self, log_w: Float[Tensor, "K M"], value: Float[Tensor, " M"]
     ) -> Float[Tensor, "#K M"]:
         """A particle's draw bears on its own bound alone."""
         del value
-        return _bound_of_each(log_w, self.num_bounds)
+        each = self.num_particles // self.num_bounds
+        return (self._bounds(log_w) / self.num_bounds).repeat(each, 1)
+
+    def _bounds(self, log_w: Float[Tensor, "K M"]) -> Float[Tensor, "bounds M"]:
+        """The importance-weighted bounds, each of every ``num_bounds``-th particle."""
+        return importance_bound(log_w.unflatten(0, (-1, self.num_bounds)))
 
 
-class PIWAE(MultiSampleBound):
+class PIWAE(Objective):
     r"""Each side by the bound that serves it: the model by ``IWAE(M K)``, the guide by ``MIWAE``.
 
     The same M K particles give both. The bound that is reported is the model's, ``IWAE(M K)``.
@@ -111,55 +121,25 @@ class PIWAE(MultiSampleBound):
     """
 
     def __init__(self, num_bounds: int, num_particles: int):
-        super().__init__(_all_particles(num_bounds, num_particles))
+        self._guide_side = MIWAE(num_bounds, num_particles)
+        super().__init__(self._guide_side.num_particles)
         self.num_bounds = num_bounds
 
     def __repr__(self) -> str:
-        each = self.num_particles // self.num_bounds
-        return f"PIWAE(num_bounds={self.num_bounds}, num_particles={each})"
+        return repr(self._guide_side).replace("MIWAE", "PIWAE")
 
     @property
     def draws(self) -> Draws:
         """On their paths for the guide's sake, and constants for the model's."""
         return OnPaths(and_constants=True)
 
-    def value(self, log_w: Float[Tensor, "K M"]) -> Float[Tensor, " M"]:
-        """The guide's bound of each column of log-weights."""
-        return _bounds(log_w, self.num_bounds).mean(0)
-
-    def costs(
-        self, log_w: Float[Tensor, "K M"], value: Float[Tensor, " M"]
-    ) -> Float[Tensor, "#K M"]:
-        """A particle's draw bears on its own bound alone."""
-        del value
-        return _bound_of_each(log_w, self.num_bounds)
-
     def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
         """Estimate the model's bound from one run; see ``Objective.estimate``."""
-        _, surrogate = super().estimate(weights, kl_weight)
+        _, surrogate = self._guide_side.estimate(weights, kl_weight)
         bound = importance_bound(weights.importance().detach()).sum()
         # What the densities at constants are differentiated by is the model's parameters alone:
         # of those, MIWAE's gradient is replaced by IWAE's.
         constant = weights.notes["constant"].importance(kl_weight)
-        exchange = (importance_bound(constant) - self.value(constant)).sum()
+        exchange = (importance_bound(constant) - self._guide_side.value(constant)).sum()
         scale = weights.importance_scale
         return Estimate(scale * bound, surrogate + scale * exchange)
-
-
-def _all_particles(num_bounds: int, num_particles: int) -> int:
-    if num_bounds < 1 or num_particles < 1:
-        raise OptionError(
-            f"num_bounds is {num_bounds} and num_particles is {num_particles}; both must be at "
-            "least 1"
-        )
-    return num_bounds * num_particles
-
-
-def _bounds(log_w: Float[Tensor, "K M"], num_bounds: int) -> Float[Tensor, "bounds M"]:
-    """The importance-weighted bounds, each of every ``num_bounds``-th particle."""
-    return importance_bound(log_w.unflatten(0, (-1, num_bounds)))
-
-
-def _bound_of_each(log_w: Float[Tensor, "K M"], num_bounds: int) -> Float[Tensor, "K M"]:
-    bounds = _bounds(log_w, num_bounds) / num_bounds
-    return bounds.repeat(len(log_w) // num_bounds, 1)

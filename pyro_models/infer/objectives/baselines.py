@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from pyro_models.errors import OptionError
 from pyro_models.infer.objectives.base import OptimizerFactory
+from pyro_models.infer.optimizer_state import needs_closure
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Learned:
     ``num_data``, which ``fit`` gives); returns a number a datum, ``(B,)`` or ``(B, 1)``, for a
     site in the data plate, and one number for a site outside. A ``Step`` trains a copy."""
     optimizer: OptimizerFactory = field(repr=False)
-    """Makes the network's own optimiser."""
+    """Makes the network's own optimiser; not one that evaluates the loss itself, as LBFGS."""
     decay: float = 0.9
     """Of the running mean."""
 
@@ -79,6 +80,13 @@ class Learned:
             raise OptionError(
                 f"network is {self.network!r}, which has no parameter to train; take "
                 "DecayingAverage()"
+            )
+        # It takes one step with the guide's, on gradients that are there already.
+        if needs_closure(self.optimizer(self.network.parameters())):
+            raise OptionError(
+                "the network's optimizer evaluates the loss several times a step, as LBFGS does, "
+                "and a baseline has one evaluation a step; take another, such as "
+                "functools.partial(torch.optim.Adam, lr=1e-3)"
             )
 
 

@@ -1,8 +1,10 @@
 """The importance-weighted bound, with its gradient estimators."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
+from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
 from pyro_models.errors import OptionError
@@ -10,7 +12,7 @@ from pyro_models.infer.draws import ON_PATHS, Draws, PathsOnly
 from pyro_models.infer.objectives.base import Estimate
 from pyro_models.infer.objectives.multi_sample import MultiSampleBound, importance_bound
 from pyro_models.infer.record import LogWeights
-from pyro_models.infer.sites import is_point_mass
+from pyro_models.infer.sites import Site, is_point_mass
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class IWAE(MultiSampleBound):
             draws (no dropout).
 
     Raises:
-        OptionError: If an argument cannot work.
+        OptionError: If an argument cannot work; doubly reparameterised at the first run, if a
+            latent has a scale or a mask of its own.
 
     References:
         Burda, Grosse and Salakhutdinov 2016, "Importance Weighted Autoencoders",
@@ -95,24 +98,60 @@ class IWAE(MultiSampleBound):
     def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
         """Estimate the bound from one run; see ``Objective.estimate``."""
         if isinstance(self.gradient, DoublyReparameterized) and self.num_particles > 1:
-            _require_plain_scores(weights)
+            # With the latents' terms tempered, so is the score that the second path stands for; and
+            # where they are masked there is none.
+            score = kl_weight * _share_of_scores(weights)
             normalized = weights.importance(kl_weight).detach().softmax(0)
-            # With the latents' terms tempered, so is the score that the second path stands for.
-            weights.paths.value = 1.0 - kl_weight + kl_weight * normalized
+            weights.paths.value = 1.0 - score + score * normalized
         return super().estimate(weights, kl_weight)
 
 
-def _require_plain_scores(weights: LogWeights) -> None:
-    """Refuse a latent whose score counts more or less than once: its second path would too.
+def _share_of_scores(weights: LogWeights) -> Float[Tensor, "1 M"] | float:
+    r"""How often the guide's scores count in the log-weights: once, or not where masked.
+
+    With scores :math:`c \nabla_\phi \log q(z_k)` in the weights, integration by parts leaves
+    :math:`\tilde w_k (1 - c) + \tilde w_k^2 c` of each path. The paths of latents that are drawn
+    from each other have one factor, so c must be the same for all of a datum's latents.
 
     Raises:
-        OptionError: If there is one; the message names it.
+        OptionError: If it is not; the message names the site.
     """
-    for site in weights.guide_sites.values():
-        drawn = not site.observed and not is_point_mass(site.fn)
-        if drawn and (isinstance(site.factor, Tensor) or abs(site.factor - 1.0) > 1e-9):
+    drawn = [s for s in weights.guide_sites.values() if not s.observed and not is_point_mass(s.fn)]
+    for site in drawn:
+        if isinstance(site.factor, Tensor) or abs(site.factor - 1.0) > 1e-9:
             raise OptionError(
                 f"site {site.name!r} has a scale of its own, {site.factor}, which the doubly "
                 "reparameterised gradient has no formula for; put the scale around model and "
                 "guide, or take gradient=StandardGradient()"
             )
+        if site.mask is not drawn[0].mask or _masks_itself(site.fn):
+            raise OptionError(
+                f"site {site.name!r} has a mask of its own, which the doubly reparameterised "
+                "gradient has no formula for; put one poutine.mask around the whole guide, or take "
+                "gradient=StandardGradient()"
+            )
+    return _unmasked(weights, drawn[0]) if drawn else 1.0
+
+
+def _unmasked(weights: LogWeights, site: Site) -> Float[Tensor, "1 M"] | float:
+    """1 for each datum whose latents count and 0 for the others."""
+    if site.mask is None or isinstance(site.mask, bool):
+        return float(site.mask is not False)
+    data_dim = site.dims[1]
+    others = [n for d, n in enumerate(site.mask.shape, -site.mask.dim()) if d != data_dim]
+    if (weights.is_joint and site.mask.numel() > 1) or any(n > 1 for n in others):
+        raise OptionError(
+            f"site {site.name!r} has a mask of shape {tuple(site.mask.shape)}, and the doubly "
+            "reparameterised gradient has a formula for whole data only, with a weight each; mask "
+            "along the data plate, or take gradient=StandardGradient()"
+        )
+    return site.mask.reshape(1, -1).to(site.log_prob.dtype)
+
+
+def _masks_itself(fn: Any) -> bool:
+    """Whether a distribution has a mask in it (``.mask()``), beneath whatever reshapes it."""
+    while not isinstance(fn, MaskedDistribution):
+        if not hasattr(fn, "base_dist"):
+            return False
+        fn = fn.base_dist
+    return True

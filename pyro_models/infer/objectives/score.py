@@ -122,8 +122,10 @@ class ScoreFunction(Objective):
         return Detached(frozenset(n for n, b in self.sites.items() if isinstance(b, Pathwise)))
 
     @property
-    def state(self) -> nn.Module:
-        """Running means and the learned baselines' networks."""
+    def state(self) -> nn.Module | None:
+        """Running means and the learned baselines' networks; ``None`` where no baseline learns."""
+        if not any(isinstance(chosen, _State) for chosen in (self.baseline, *self.sites.values())):
+            return None
         return nn.ModuleDict({"networks": self._networks, "memory": self._memory})
 
     @property
