@@ -30,8 +30,9 @@ ARROWS: dict[str, set[str]] = {
     "baselines": {"errors", "options"},
     "posterior": ENGINE | {"data"},
     "plots": ENGINE | {"data", "posterior"},
+    "selection": ENGINE | {"posterior", "plots"},
     "pairs": BLOCKS | ENGINE | {"models", "guides", "data"},
-    "cli": BLOCKS | ENGINE | {"data", "baselines", "posterior", "plots", "pairs"},
+    "cli": BLOCKS | ENGINE | {"data", "baselines", "posterior", "plots", "pairs", "selection"},
     "__main__": {"cli"},
 }
 

@@ -8,7 +8,16 @@ with their ``image_shape``; without one, data are taken for a table with named c
 
 from pyro_models.plots.canvas import Picture
 from pyro_models.plots.compare import reconstructions, samples, traversal
+from pyro_models.plots.criteria import criteria
 from pyro_models.plots.history import loss
 from pyro_models.plots.latent import latent_space
 
-__all__ = ["Picture", "latent_space", "loss", "reconstructions", "samples", "traversal"]
+__all__ = [
+    "Picture",
+    "criteria",
+    "latent_space",
+    "loss",
+    "reconstructions",
+    "samples",
+    "traversal",
+]
