@@ -91,13 +91,16 @@ class AmortizedBernoulli(nn.Module):
         announce(self, "guide")
         if x is None:
             raise DataError("the guide infers z from data and got none; give x")
-        rows = as_batch(x, self.data_dim, first_parameter(self.layers))
+        rows = self._rows(x)
         with data_plate(len(rows), num_data, rows.device):
             drawn: list[Tensor] = [pyro.sample("z_1", self.posterior(rows))]
             for number, layer in enumerate(self.layers[1:], start=2):
                 logits = layer(2 * drawn[-1] - 1)  # (..., units)
                 drawn.append(pyro.sample(f"z_{number}", dist.Bernoulli(logits=logits).to_event(1)))
         return tuple(drawn)
+
+    def _rows(self, x: Shaped[Tensor, "batch *datum"]) -> Float[Tensor, "batch data_dim"]:
+        return as_batch(x, self.data_dim, first_parameter(self.layers))
 
     def posterior(self, x: Float[Tensor, "*lead data_dim"]) -> TorchDistributionMixin:
         """The distribution q(z_1 | x), of batch shape ``(...)`` and event shape ``(units,)``.
@@ -131,5 +134,4 @@ class AmortizedBernoulli(nn.Module):
             >>> guide.center
             tensor([0.5000, 1.0000])
         """
-        rows = as_batch(x, self.data_dim, first_parameter(self.layers))
-        self.center.copy_(self.preprocess(rows).mean(0, dtype=torch.float64))
+        self.center.copy_(self.preprocess(self._rows(x)).mean(0, dtype=torch.float64))

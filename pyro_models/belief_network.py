@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_models.errors import OptionError
 from pyro_models.likelihoods import Bernoulli, Likelihood
+from pyro_models.likelihoods.parts import check_data, require_likelihood, start_at_mean
 from pyro_models.networks import MLP, as_batch
 from pyro_models.options import positive_int, widths
 from pyro_models.programs import announce, data_plate
@@ -72,24 +73,12 @@ class SigmoidBeliefNetwork(nn.Module):
         if not self.latent_dims:
             raise OptionError("latent_dims=() leaves no latent layer; give at least one, as (200,)")
         self.likelihood = Bernoulli() if likelihood is None else likelihood
-        self._check_likelihood()
+        require_likelihood(self.likelihood, data_dim)
         self.prior_logits = nn.Parameter(torch.zeros(self.latent_dims[-1]))
         sizes = (data_dim * self.likelihood.outputs_per_dim, *self.latent_dims)
         self.layers = nn.ModuleList(
             MLP(above, hidden, below, activation) for below, above in pairwise(sizes)
         )
-
-    def _check_likelihood(self) -> None:
-        if not isinstance(self.likelihood, Likelihood):
-            raise OptionError(
-                f"likelihood={self.likelihood!r} is no likelihood; give one of "
-                "pyro_models.likelihoods, such as likelihoods.Bernoulli()"
-            )
-        if self.likelihood.data_dim not in (None, self.data_dim):
-            raise OptionError(
-                f"the likelihood has parameters for {self.likelihood.data_dim} dimensions, but "
-                f"data_dim={self.data_dim}; make them the same"
-            )
 
     def forward(
         self, x: Shaped[Tensor, "batch *datum"] | None = None, num_data: int | None = None
@@ -151,10 +140,8 @@ class SigmoidBeliefNetwork(nn.Module):
             ...     print(str(error)[:45])
             Bernoulli explains 0 and 1, but x[0, 1] = 0.5
         """
-        as_batch(x[:1], self.data_dim, self.prior_logits)
-        self.likelihood.check(x)
+        check_data(self.likelihood, x, self.data_dim, self.prior_logits)
 
-    @torch.no_grad()
     def initialize(self, x: Shaped[Tensor, "num_data *datum"]) -> None:
         """Set the output bias so that the network starts at the mean of the data.
 
@@ -171,5 +158,4 @@ class SigmoidBeliefNetwork(nn.Module):
             tensor([[0.5000, 0.9990]])
         """
         bias = self.get_parameter("layers.0.output.bias")
-        as_batch(x[:1], self.data_dim, bias)
-        bias.copy_(self.likelihood.initial_bias(x))
+        start_at_mean(bias, self.likelihood, x, self.data_dim)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_models.errors import OptionError
 from pyro_models.likelihoods import Bernoulli, Likelihood
+from pyro_models.likelihoods.parts import check_data, require_likelihood, start_at_mean
 from pyro_models.networks import MLP, as_batch, first_parameter
 from pyro_models.options import positive_int
 from pyro_models.priors import StandardNormal
@@ -74,24 +75,15 @@ class VAE(nn.Module):
         self.latent_dim = positive_int("latent_dim", latent_dim)
         self.likelihood = Bernoulli() if likelihood is None else likelihood
         self.prior = StandardNormal(latent_dim) if prior is None else prior
-        self._check_parts()
+        require_likelihood(self.likelihood, data_dim)
+        self._check_prior()
         self.outputs = data_dim * self.likelihood.outputs_per_dim
         if decoder is None:
             widths = (200,) if hidden is None else hidden
             decoder = MLP(latent_dim, widths, self.outputs, activation or nn.Tanh)
         self.decoder = decoder
 
-    def _check_parts(self) -> None:
-        if not isinstance(self.likelihood, Likelihood):
-            raise OptionError(
-                f"likelihood={self.likelihood!r} is no likelihood; give one of "
-                "pyro_models.likelihoods, such as likelihoods.Bernoulli()"
-            )
-        if self.likelihood.data_dim not in (None, self.data_dim):
-            raise OptionError(
-                f"the likelihood has parameters for {self.likelihood.data_dim} dimensions, but "
-                f"data_dim={self.data_dim}; make them the same"
-            )
+    def _check_prior(self) -> None:
         with torch.no_grad():
             event_shape = tuple(self.prior().event_shape)
         if event_shape != (self.latent_dim,):
@@ -165,10 +157,8 @@ class VAE(nn.Module):
             ...     print(str(error)[:45])
             Bernoulli explains 0 and 1, but x[0, 1] = 0.5
         """
-        as_batch(x[:1], self.data_dim, first_parameter(self))
-        self.likelihood.check(x)
+        check_data(self.likelihood, x, self.data_dim, first_parameter(self))
 
-    @torch.no_grad()
     def initialize(self, x: Shaped[Tensor, "num_data *datum"]) -> None:
         """Set the decoder's output bias so that it starts at the mean of the data.
 
@@ -191,5 +181,4 @@ class VAE(nn.Module):
                 "the decoder has no output_bias to start at the training mean; give it a "
                 f"parameter of that name with {self.outputs} elements"
             )
-        as_batch(x[:1], self.data_dim, bias)
-        bias.copy_(self.likelihood.initial_bias(x))
+        start_at_mean(bias, self.likelihood, x, self.data_dim)
