@@ -70,7 +70,7 @@ class AmortizedCategorical(nn.Module):
 
     def forward(
         self, x: Shaped[Tensor, "batch *datum"] | None = None, num_data: int | None = None
-    ) -> Int[Tensor, "*lead batch"]:
+    ) -> Int[Tensor, "..."]:
         """The Pyro program: draw a component for each datum.
 
         Args:

@@ -30,8 +30,8 @@ class Responsibilities(nn.Module):
 
     .. math:: q(k \mid x_n) = \frac{p(x_n, k)}{\sum_j p(x_n, j)}
 
-    With it the ELBO is log p(x) whatever is drawn. Site: ``"component"`` in the plate ``"data"``,
-    marked for parallel enumeration, so that stock ``TraceEnum_ELBO`` sums over it. The model is
+    With it the ELBO is log p(x) whatever is drawn. Site: ``"component"`` in the plate ``"data"``;
+    ``pyro.infer.config_enumerate(guide)`` marks it for stock ``TraceEnum_ELBO``. The model is
     held without being a submodule: its parameters are the model's alone, shown and saved once.
 
     Args:
@@ -74,7 +74,7 @@ class Responsibilities(nn.Module):
 
     def forward(
         self, x: Shaped[Tensor, "batch *datum"] | None = None, num_data: int | None = None
-    ) -> Int[Tensor, "*lead batch"]:
+    ) -> Int[Tensor, "..."]:
         """The Pyro program: draw a component for each datum.
 
         Args:
@@ -93,7 +93,7 @@ class Responsibilities(nn.Module):
         rows = as_batch(x, self._held[0].data_dim, first_parameter(self.model))
         with data_plate(len(rows), num_data, rows.device):
             q = self.posterior(rows)
-            return pyro.sample("component", q, infer={"enumerate": "parallel"})
+            return pyro.sample("component", q)
 
     def posterior(self, x: Float[Tensor, "num_data data_dim"]) -> dist.Categorical:
         """The distribution q(component | x), of batch shape ``(N,)``.
