@@ -61,7 +61,9 @@ class Axes(Covariances):
         self, loc: Float[Tensor, "*lead data_dim"], component: Int[Tensor, "*lead"]
     ) -> TorchDistributionMixin:
         """Products of normals."""
-        return dist.Normal(loc, self.scales()[component]).to_event(1)
+        # A single component indexes as a number would, which a traced step cannot be asked for.
+        scales = self.scales().index_select(0, component.reshape(-1))
+        return dist.Normal(loc, scales.reshape(*component.shape, -1)).to_event(1)
 
     def log_density(
         self,

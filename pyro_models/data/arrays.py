@@ -13,7 +13,11 @@ from pyro_models.errors import DataError
 
 
 def as_tensor(
-    x: ArrayLike, *, dtype: torch.dtype | None = None, feature_names: Sequence[str] | None = None
+    x: ArrayLike,
+    *,
+    dtype: torch.dtype | None = None,
+    feature_names: Sequence[str] | None = None,
+    missing: bool = False,
 ) -> Float[Tensor, "num_data *datum"]:
     """Turn data into a floating-point tensor with the data along the first dimension.
 
@@ -26,6 +30,7 @@ def as_tensor(
         dtype: Floating-point type of the result; by default a floating-point tensor keeps its
             own, and all else takes torch's default type.
         feature_names: Names of the columns, for messages.
+        missing: Whether NaN stands for a value that is missing, and is let pass.
 
     Raises:
         DataError: If the data is empty, ragged, not numeric, or holds NaN or infinity. The
@@ -57,7 +62,8 @@ fill in the values
         raise DataError(f"x is empty, of shape {tuple(tensor.shape)}; give at least one datum")
     if tensor.ndim == 1:
         tensor = tensor.unsqueeze(1)  # (N, 1)
-    check_finite(tensor, feature_names if feature_names is not None else column_names(x))
+    names = feature_names if feature_names is not None else column_names(x)
+    check_finite(tensor, names, missing=missing)
     return tensor
 
 

@@ -7,6 +7,7 @@ parameters, buffers and optimiser moments are its inputs wherever a program keep
 graph updates them in place.
 """
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -120,7 +121,9 @@ def compile_graph(
         return torch.compile(graph.forward, dynamic=False, mode="reduce-overhead")
     known = torch._inductor.list_options()
     options = {key: value for key, value in _CPU_OPTIONS.items() if key in known}
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # Of what the compiler itself still uses in torch: there is nothing that a user should do.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
         return torch._inductor.compile(graph, [*batch, *state], options)
 
 

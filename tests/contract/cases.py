@@ -1,16 +1,22 @@
-"""The pairs under the laws: every name of ``pairs.names()``, and variants of each."""
+"""The pairs under the laws: every name of ``pairs.names()``, and variants of each.
+
+A model of outputs given inputs is held to the laws with its inputs given, see ``Given``.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
-from guides import Full
+import guides
+from guides import AmortizedCategorical, LinearGaussian
 from pyro_models import pairs
+from pyro_models.covariances import Diagonal, Full, Spherical, Tied
 from pyro_models.infer import ELBO
 from pyro_models.likelihoods import (
     Categorical,
@@ -34,12 +40,47 @@ class Case:
     """``(BATCH, DIM)``."""
     options: Callable[[], dict[str, Any]] = field(default=dict)
     """Made anew each time, for options may be modules with parameters."""
+    given: bool = False
+    """Whether the pair is made for inputs and outputs."""
+    exact: bool = False
+    """Whether its objective is the log-likelihood itself, whatever is drawn."""
+    spoil: Callable[[pairs.Pair], None] = field(default=lambda pair: None)
+    """Takes a new pair away from an optimum that it starts at."""
 
     def make(self) -> tuple[pairs.Pair, Tensor]:
         """A small pair from a fixed seed, and its data."""
         pyro.set_rng_seed(1)
         x = self.data()
-        return pairs.build(self.name, x, **self.options()), x
+        return self.build(x), x
+
+    def build(self, x: Tensor) -> pairs.Pair:
+        """A small pair for some data."""
+        if not self.given:
+            pair = pairs.build(self.name, x, **self.options())
+            self.spoil(pair)
+            return pair
+        inputs = torch.linspace(-1, 1, BATCH).unsqueeze(-1)
+        pair = pairs.build(self.name, (inputs, x), **self.options())
+        return replace(pair, model=Given(pair.model, inputs), guide=Given(pair.guide, inputs))
+
+
+class Given(nn.Module):
+    """A program of inputs and data as one of data alone, the first inputs for the first data."""
+
+    inputs: Tensor
+
+    def __init__(self, program: nn.Module, inputs: Tensor):
+        super().__init__()
+        self.program = program
+        self.register_buffer("inputs", inputs)
+
+    def forward(self, x: Tensor | None = None, num_data: int | None = None) -> Any:
+        count = (num_data or 1) if x is None else len(x)
+        return self.program(self.inputs[:count], x, num_data=num_data)
+
+    def check(self, x: Tensor) -> None:
+        check: Any = self.program.check
+        check(self.inputs[: len(x)], x)
 
 
 def binary() -> Tensor:
@@ -58,6 +99,23 @@ def whole() -> Tensor:
     return torch.randint(4, (BATCH, DIM)).float()
 
 
+def missing() -> Tensor:
+    """Some values of some data are missing, and one datum altogether."""
+    gone = torch.rand(BATCH, DIM) < 0.3
+    gone[-1] = True
+    gone[0] = False
+    return real().masked_fill(gone, torch.nan)
+
+
+def _two(**options: Any) -> dict[str, Any]:
+    return {"num_components": 2, **options}
+
+
+def _wide(pair: pairs.Pair) -> None:
+    """Six data in five dimensions are explained too well by two components of their own."""
+    pair.model.set(covariances=9.0 * torch.eye(DIM).expand(2, -1, -1))  # type: ignore[operator]
+
+
 def _small(**options: Any) -> dict[str, Any]:
     return {"latent_dim": 2, "hidden": (4,), **options}
 
@@ -66,7 +124,7 @@ CASES: dict[str, Case] = {
     "vae": Case("vae", binary, _small),
     "vae/deep": Case("vae", binary, lambda: _small(hidden=(5, 4))),
     "vae/linear": Case("vae", binary, lambda: _small(hidden=())),
-    "vae/full": Case("vae", binary, lambda: _small(covariance=Full())),
+    "vae/full": Case("vae", binary, lambda: _small(covariance=guides.Full())),
     "vae/continuous": Case("vae", grey, lambda: _small(likelihood=ContinuousBernoulli())),
     "vae/normal": Case("vae", real, _small),
     "vae/normal-each": Case(
@@ -86,6 +144,34 @@ CASES: dict[str, Case] = {
     "belief_network/normal": Case(
         "belief_network", real, lambda: {"latent_dim": 3, "likelihood": Normal()}
     ),
+}
+CASES |= {
+    "gaussian": Case("gaussian", real, exact=True),
+    "gaussian/spherical": Case("gaussian", real, lambda: {"covariance": Spherical()}, exact=True),
+    **{
+        f"gaussian_mixture{suffix}": Case(
+            "gaussian_mixture", real, partial(_two, covariance=covariance), exact=True, spoil=_wide
+        )
+        for suffix, covariance in {
+            "": Full(),
+            "/tied": Tied(),
+            "/diagonal": Diagonal(),
+            "/spherical": Spherical(),
+        }.items()
+    },
+    "gaussian_mixture/amortized": Case(
+        "gaussian_mixture",
+        real,
+        lambda: _two(guide=AmortizedCategorical(DIM, 2, hidden=(4,))),
+        spoil=_wide,
+    ),
+    "ppca": Case("ppca", real, exact=True),
+    "ppca/missing": Case("ppca", missing, exact=True),
+    "ppca/amortized": Case("ppca", real, lambda: {"guide": LinearGaussian(DIM, 2)}),
+    "factor_analysis": Case("factor_analysis", real, exact=True),
+    "factor_analysis/missing": Case("factor_analysis", missing, exact=True),
+    "regression": Case("regression", real, given=True, exact=True),
+    "regression/deep": Case("regression", real, lambda: {"hidden": (4,)}, given=True, exact=True),
 }
 PLAIN = tuple(name for name, case in CASES.items() if name == case.name)
 """One case for each pair, with little but its defaults."""

@@ -10,7 +10,7 @@ from pyro.infer import MCMC, NUTS, SVI, Predictive, RenyiELBO, Trace_ELBO
 from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor
 
-from pyro_models.infer import ELBO
+from pyro_models.infer import VIMCO
 from pyro_models.pairs import Pair
 from tests.contract.cases import BATCH, CASES, latents, parameters, sites, snapshot
 
@@ -84,11 +84,12 @@ def test_the_objective_agrees_with_stock_pyro(name: str) -> None:
 
     (ours, our_error) = mean_and_error(pair.objective)
     (stock, stock_error) = mean_and_error(
-        Trace_ELBO(num_particles=10, vectorize_particles=True)
-        if isinstance(pair.objective, ELBO)
-        else StockBound(pair.objective.num_particles)
+        StockBound(pair.objective.num_particles)
+        if isinstance(pair.objective, VIMCO)
+        else Trace_ELBO(num_particles=10, vectorize_particles=True)
     )
-    assert abs(ours - stock) < 4 * (our_error**2 + stock_error**2).sqrt()
+    # Where both are exact, rounding is left.
+    assert abs(ours - stock) < 4 * (our_error**2 + stock_error**2).sqrt() + 1e-5 * abs(stock)
 
 
 class StockBound:

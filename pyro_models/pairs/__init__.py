@@ -1,0 +1,27 @@
+"""Ready pairs: a model, its guide and an objective, by name and for given data."""
+
+from pyro_models.pairs.classical import (
+    factor_analysis,
+    gaussian,
+    gaussian_mixture,
+    ppca,
+    regression,
+)
+from pyro_models.pairs.deep import belief_network, vae
+from pyro_models.pairs.registry import Pair, build, names, options
+from pyro_models.pairs.suited import default_likelihood
+
+__all__ = [
+    "Pair",
+    "belief_network",
+    "build",
+    "default_likelihood",
+    "factor_analysis",
+    "gaussian",
+    "gaussian_mixture",
+    "names",
+    "options",
+    "ppca",
+    "regression",
+    "vae",
+]
