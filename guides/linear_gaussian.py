@@ -27,8 +27,9 @@ class NormalPosterior(Protocol):
 class LinearModel(Protocol):
     """A model whose latent z is, given x, normal with a mean linear in x."""
 
-    mean: Tensor
-    """The mean of x, ``(data_dim,)``."""
+    @property
+    def mean(self) -> Tensor:
+        """The mean of x, ``(data_dim,)``."""
 
     def posterior(self, x: Tensor, /) -> NormalPosterior:
         """The exact posterior of each datum."""
