@@ -1,7 +1,7 @@
 """What the Bayesian mixtures share: normal components with a conjugate prior, and their steps."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import pyro
 import torch
@@ -77,6 +77,7 @@ class BeliefPosterior:
         return self.log_responsibilities.exp()
 
 
+@runtime_checkable
 class Weights(Protocol):
     """The belief about the weights of a mixture."""
 

@@ -59,7 +59,6 @@ class StickWeights(nn.Module):
 
     def __init__(self, truncation: int, concentration: float | GammaPrior) -> None:
         super().__init__()
-        learned = isinstance(concentration, GammaPrior)
         self.prior = concentration if isinstance(concentration, GammaPrior) else None
         start = (
             concentration.shape / concentration.rate
@@ -68,7 +67,7 @@ class StickWeights(nn.Module):
         )
         self.taken = frozen(torch.ones(truncation - 1))
         self.left = frozen(torch.full((truncation - 1,), start))
-        if learned:
+        if isinstance(concentration, GammaPrior):
             self.shape = frozen(torch.tensor(float(concentration.shape)))
             self.rate = frozen(torch.tensor(float(concentration.rate)))
         else:
