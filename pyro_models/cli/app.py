@@ -48,7 +48,8 @@ def fit_command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Name (see pyro-models list), or a .npy, .npz or .csv file. [default: digits]",
+            help="Name (see pyro-models list), or a .npy, .npz or .csv file. [default: digits; "
+            "iris for mixtures, wine for gaussian and factor_analysis]",
             show_default=False,
         ),
     ] = None,
@@ -71,7 +72,8 @@ def fit_command(
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Passes through the data. [default: as many as make 5000 steps]",
+            help="Passes through the data. [default: as many as make 5000 steps; at most 1000 "
+            "where E- and M-steps are exact]",
             show_default=False,
         ),
     ] = None,
@@ -85,6 +87,13 @@ def fit_command(
         int | None,
         typer.Option(
             help="Dimension of the latent space. [default: a quarter of the data's, 2 to 32]",
+            show_default=False,
+        ),
+    ] = None,
+    num_components: Annotated[
+        int | None,
+        typer.Option(
+            help="Components of a mixture, or the most of them. [default: 3, or 20]",
             show_default=False,
         ),
     ] = None,
@@ -125,6 +134,7 @@ def fit_command(
         epochs=epochs,
         batch_size=batch_size,
         latent_dim=latent_dim,
+        num_components=num_components,
         device=device,
         seed=seed,
     )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pyro_models import pairs
+from pyro_models.cli import exact
 from pyro_models.cli.recipe import Prepared
 from pyro_models.cli.runs import Config, RunFolder
 from pyro_models.errors import CheckpointError
@@ -26,6 +27,8 @@ class Fitted:
     """Where their parameters are."""
     seconds: float
     """Wall time of the fit."""
+    objective: Objective
+    """What was maximised, where it was fitted by gradients."""
 
 
 def make(config: Config, prepared: Prepared) -> pairs.Pair:
@@ -36,7 +39,11 @@ def make(config: Config, prepared: Prepared) -> pairs.Pair:
         DataError: If the pair cannot explain the data.
     """
     known = pairs.options(config.pair)
-    wanted = {"latent_dim": config.latent_dim, "likelihood": prepared.likelihood()}
+    wanted = {
+        "latent_dim": config.latent_dim,
+        "num_components": config.num_components,
+        "likelihood": prepared.likelihood(),
+    }
     chosen = {name: value for name, value in wanted.items() if name in known and value is not None}
     with isolated(torch.device("cpu"), config.seed):
         return pairs.build(config.pair, prepared.seen(prepared.parts.train), **chosen)
@@ -58,12 +65,16 @@ def read(folder: RunFolder, config: Config, prepared: Prepared, device: torch.de
     for module in (pair.model, pair.guide):
         module.to(device)
         module.eval()
-    step = _step(pair.model, pair.guide, pair.objective)
-    x = prepared.seen(prepared.parts.train)
-    step.initialize(x[: config.batch_size].to(device), num_data=len(x))
-    # The parameters of the best held-out bound, if that is where the fit went back to.
-    step.load_state_dict(saved.group("best") or saved.group("step"))
-    return Fitted(pair.model, pair.guide, device, float(saved.record["seconds"]))
+    if exact.is_saved(saved):
+        exact.load(saved, pair.model, pair.guide)
+    else:
+        step = _step(pair.model, pair.guide, pair.objective)
+        x = prepared.seen(prepared.parts.train)
+        step.initialize(x[: config.batch_size].to(device), num_data=len(x))
+        # The parameters of the best held-out bound, if that is where the fit went back to.
+        step.load_state_dict(saved.group("best") or saved.group("step"))
+    seconds = float(saved.record["seconds"])
+    return Fitted(pair.model, pair.guide, device, seconds, pair.objective)
 
 
 def _step(model: nn.Module, guide: nn.Module, objective: Objective) -> Step:

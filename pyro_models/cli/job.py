@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_models import plots
-from pyro_models.cli import fitted, pictures
+from pyro_models.cli import exact, fitted, pictures
 from pyro_models.cli.fitted import Fitted
 from pyro_models.cli.recipe import Prepared
 from pyro_models.cli.report import Report, judge
@@ -56,6 +56,8 @@ def train(
 ) -> Fit:
     """Fit the pair of a run, from its newest checkpoint if there is one.
 
+    By exact E- and M-steps where the model has them (see ``exact``), else by gradients.
+
     Args:
         config: What was asked for.
         folder: Where it is written.
@@ -68,8 +70,9 @@ def train(
         CheckpointError: If a checkpoint cannot be written or read.
     """
     pair = fitted.make(config, prepared)
+    by = exact.train if exact.suits(pair) else _fit
     with _threads(config, prepared):
-        result = _fit(pair, config, folder, prepared, device, progress)
+        result = by(pair, config, folder, prepared, device, progress)
     if result.history:
         rows = [dataclasses.asdict(record) for record in result.history]
         finite = [

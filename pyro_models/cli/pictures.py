@@ -1,7 +1,20 @@
-"""The pictures of a run: a pair's samples, reconstructions, latent space and a walk through it."""
+"""The pictures of a run: those that what the pair has and the model shows make sense of.
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+=============================================== ================================================
+picture                                         of a pair with
+=============================================== ================================================
+``samples``                                     any
+``reconstructions``, ``latent``, ``traversal``  latents of each datum's own that are numbers
+``responsibilities``                            a component of each datum's own
+``clusters``                                    such, and weights that are latent too
+``components``                                  a model with weights, means and covariances
+``loadings``                                    a model with loadings
+``scree``                                       a model with explained and noise variance
+=============================================== ================================================
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro import poutine
@@ -9,6 +22,7 @@ from torch import Tensor
 
 from pyro_models import plots
 from pyro_models.cli.fitted import Fitted
+from pyro_models.cli.latents import Latents, latents_of, responsibilities
 from pyro_models.cli.recipe import Prepared
 from pyro_models.data import Data
 from pyro_models.errors import DataError
@@ -29,6 +43,8 @@ def history(records: Sequence[EpochRecord]) -> Picture:
         DataError: If there are no records.
     """
     held_out = [(r.step, r.validation) for r in records if r.validation is not None]
+    if len(held_out) == 1 < len(records):  # one value, from after the fit, is no curve
+        held_out = []
     return plots.loss(
         [r.step for r in records],
         [r.elbo for r in records],
@@ -44,22 +60,61 @@ def draw(pair: Fitted, prepared: Prepared) -> Iterator[tuple[str, Picture]]:
         pair: The pair.
         prepared: The data.
     """
-    makers = {
-        "samples": _samples,
-        "reconstructions": _reconstructions,
-        "latent": _latent_space,
-        "traversal": _traversal,
-    }
+    latents = latents_of(pair, _placed(pair, prepared, prepared.parts.test))
+    makers: dict[str, _Maker] = {"samples": _samples}
+    if latents.codes:
+        makers |= {
+            "reconstructions": _reconstructions,
+            "latent": _latent_space,
+            "traversal": _traversal,
+        }
+    if len(latents.components) == 1:
+        makers["responsibilities"] = _responsibilities
+        if latents.shared or hasattr(pair.model, "expected_weights"):
+            makers["clusters"] = _clusters
+    if isinstance(pair.model, ShowsComponents):
+        makers["components"] = _components
+    if isinstance(pair.model, ShowsLoadings):
+        makers["loadings"] = _loadings
+    if isinstance(pair.model, ShowsVariance):
+        makers["scree"] = _scree
     for name, make in makers.items():
         with isolated(pair.device, prepared.seed), torch.no_grad():
-            picture = make(pair, prepared)
+            picture = make(pair, prepared, latents)
         if picture is not None:
             yield f"{name}.png", picture
 
 
-def _samples(pair: Fitted, prepared: Prepared) -> Picture:
+@runtime_checkable
+class ShowsComponents(Protocol):
+    """A model that knows where its components lie."""
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+
+
+@runtime_checkable
+class ShowsLoadings(Protocol):
+    """A model with linear latents."""
+
+    loadings: Tensor
+
+
+@runtime_checkable
+class ShowsVariance(Protocol):
+    """A model that knows what its latents explain, and what is left in every direction."""
+
+    explained_variance: Tensor
+    noise_variance: Tensor
+
+
+_Maker = Callable[[Fitted, Prepared, Latents], Picture | None]
+
+
+def _samples(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
     test = prepared.parts.test
-    if test.image_shape is None:
+    if test.image_shape is None or not latents.codes:
         drawn, title = sample(pair.model, _ROWS), "Samples x from the model, beside held-out data"
     else:
         drawn, title = _decoded(pair, {}, _IMAGES), "Samples: means of p(x | z), z from the prior"
@@ -72,7 +127,7 @@ def _samples(pair: Fitted, prepared: Prepared) -> Picture:
     )
 
 
-def _reconstructions(pair: Fitted, prepared: Prepared) -> Picture:
+def _reconstructions(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
     test = prepared.parts.test
     made = reconstruct(pair.model, pair.guide, _placed(pair, prepared, test))
     return plots.reconstructions(
@@ -80,35 +135,25 @@ def _reconstructions(pair: Fitted, prepared: Prepared) -> Picture:
     )
 
 
-def _latent_space(pair: Fitted, prepared: Prepared) -> Picture | None:
+def _latent_space(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture | None:
     """All parts, as far as there is room: the held-out data of a small set show no clusters."""
-    parts = (prepared.parts.test, prepared.parts.validation, prepared.parts.train)
-    means: list[Tensor] = []
-    labels: list[Tensor | None] = []
-    for part in parts:
-        room = _EMBEDDED - sum(len(mean) for mean in means)
-        if room > 0:
-            some = part.subset(slice(room))
-            found = _continuous(embed(pair.guide, _placed(pair, prepared, some)))
-            means.append(torch.cat([mean.flatten(1) for mean in found.values()], dim=1))
-            labels.append(some.labels)
+    x, labels = _some(pair, prepared)
+    found = _codes(embed(pair.guide, x), latents)
     try:
         return plots.latent_space(
-            torch.cat(means),
-            None if labels[0] is None else torch.cat([part for part in labels if part is not None]),
-            label_names=parts[0].label_names,
+            torch.cat([mean.flatten(1) for mean in found.values()], dim=1),
+            labels,
+            label_names=prepared.parts.test.label_names,
             seed=prepared.seed,
         )
     except DataError:  # too few data to lay out
         return None
 
 
-def _traversal(pair: Fitted, prepared: Prepared) -> Picture | None:
+def _traversal(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture | None:
     """Straight lines from draws of the prior to posterior means, decoded."""
     test = prepared.parts.test.subset(slice(_WALKS))
-    ends = _continuous(embed(pair.guide, _placed(pair, prepared, test)))
-    if not ends:
-        return None
+    ends = _codes(embed(pair.guide, _placed(pair, prepared, test)), latents)
     rows = len(test)
     path = {}
     for name, end in ends.items():
@@ -125,9 +170,76 @@ def _placed(pair: Fitted, prepared: Prepared, part: Data) -> Tensor:
     return prepared.seen(part).to(pair.device)
 
 
-def _continuous(embedding: Embedding) -> dict[str, Tensor]:
-    """Posterior means of the latents that each datum has of its own."""
-    return {name: moments.mean for name, moments in embedding.sites.items() if moments.local}
+def _some(pair: Fitted, prepared: Prepared) -> tuple[Tensor, Tensor | None]:
+    """Data of all parts, held-out ones first, as the model sees them; with their labels."""
+    parts = (prepared.parts.test, prepared.parts.validation, prepared.parts.train)
+    rows: list[Tensor] = []
+    labels: list[Tensor] = []
+    for part in parts:
+        room = _EMBEDDED - sum(map(len, rows))
+        if room > 0:
+            some = part.subset(slice(room))
+            rows.append(_placed(pair, prepared, some))
+            labels += [] if some.labels is None else [some.labels]
+    return torch.cat(rows), torch.cat(labels) if labels else None
+
+
+def _codes(embedding: Embedding, latents: Latents) -> dict[str, Tensor]:
+    """Posterior means of the numbers that each datum has of its own."""
+    return {name: embedding[name].mean for name in latents.codes}
+
+
+def _responsibilities(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture | None:
+    x, labels = _some(pair, prepared)
+    found = responsibilities(pair, x, latents)
+    if found is None:
+        return None
+    return plots.responsibilities(found, labels, label_names=prepared.parts.test.label_names)
+
+
+def _clusters(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture | None:
+    found = responsibilities(pair, _placed(pair, prepared, prepared.parts.train), latents)
+    return None if found is None else plots.clusters(found, seed=prepared.seed)
+
+
+def _components(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
+    """In the space that the model sees, where all dimensions count alike."""
+    x, labels = _some(pair, prepared)
+    model: Any = pair.model
+    test = prepared.parts.test
+    names = (
+        None if test.feature_names is None else [f"{n} (standardised)" for n in test.feature_names]
+    )
+    return plots.components(
+        x,
+        model.weights,
+        model.means,
+        model.covariances,
+        labels,
+        label_names=test.label_names,
+        names=names or None,
+    )
+
+
+def _loadings(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
+    """Of pictures in their own units: standardised, pixels that hardly change would look large."""
+    model: Any = pair.model
+    test = prepared.parts.test
+    shape = test.image_shape
+    if shape is None or shape[0] != 1:
+        return plots.loadings(model.loadings, names=test.feature_names)
+    return plots.loadings(model.loadings.cpu() * prepared.scale()[:, None], image_shape=shape)
+
+
+def _scree(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
+    model: Any = pair.model
+    x = _placed(pair, prepared, prepared.parts.train).double()
+    return plots.scree(
+        model.explained_variance,
+        data_variances=torch.linalg.eigvalsh(torch.cov(x.T, correction=0)),
+        noise_variance=model.noise_variance,
+        relevance=getattr(model, "relevance", None),
+    )
 
 
 def _decoded(pair: Fitted, latents: dict[str, Tensor], count: int) -> Tensor:

@@ -48,7 +48,7 @@ class Prepared:
 
     parts: Split
     """Training, validation and test part, in the data's own units."""
-    transform: DensityTransform | None
+    transform: Compose | None
     """From the data's units to what the model sees; applied to each minibatch."""
     kind: str
     """What log p(x) is of, for the table."""
@@ -77,6 +77,16 @@ class Prepared:
         flat = seen.detach().cpu().reshape(-1, seen.shape[-1])
         flat = flat if self.transform is None else self.transform.inverse(flat)
         return flat.reshape(seen.shape)
+
+    def scale(self) -> Float[Tensor, " data_dim"]:
+        """What one unit of what the model sees is in the data's own units, column by column."""
+        data_dim = self.parts.train.data_dim
+        steps = [] if self.transform is None else list(self.transform.steps)
+        scale = torch.ones(data_dim)
+        for step in steps:
+            if isinstance(step, Standardization):
+                scale = scale * step.scale.flatten()
+        return scale
 
     def baselines(self) -> tuple[Baseline, ...]:
         """The models to beat, fitted to the training part and judged on the test part.

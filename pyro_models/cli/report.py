@@ -1,25 +1,38 @@
 """The table at the end of a run: how good the fit is, beside two simple models."""
 
+import copy
 import math
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from pyro_models.baselines import Baseline, Margin
 from pyro_models.cli.fitted import Fitted
+from pyro_models.cli.latents import Latents, latents_of, responsibilities
 from pyro_models.cli.recipe import Prepared
 from pyro_models.errors import DataError
-from pyro_models.infer import ELBO, EffectiveSampleSizeWarning, log_likelihood
+from pyro_models.infer import ELBO, AnalyticKL, EffectiveSampleSizeWarning, Enumerated
 from pyro_models.infer.diagnostics import active_units
 from pyro_models.infer.likelihood import COLLAPSED
 from pyro_models.infer.random_state import isolated
+from pyro_models.selection import HeldOut, held_out
+from pyro_models.selection.criteria import HasLogProb, exact_log_prob
 
 # Draws from the guide for log p(x), for all held-out data together and for each.
 _ALL_DRAWS, _MOST_DRAWS, _FEWEST_DRAWS = 500_000, 2_000, 100
 _ELBO_PARTICLES = 20
 _BATCH = 500
+
+
+@runtime_checkable
+class HasClosedForm(Protocol):
+    """A model whose maximum of the likelihood has a closed form."""
+
+    def maximize_likelihood(self, x: Tensor) -> None:
+        """Set the parameters to it."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +61,14 @@ class Report:
     """What log p(x) is of."""
     held_out: int
     """Data that it was judged by."""
-    draws: int
-    """Draws from the guide for each estimate of log p(x)."""
+    how: str
+    """How log p(x) was found."""
     collapsed: int
     """Held-out data whose estimate rests on about one draw, and is probably too low."""
     rows: tuple[Row, ...]
     """The pair, then the baselines, best first."""
-    active: int
-    """Latent dimensions that are used."""
-    latent: int
-    """Latent dimensions."""
+    used: str
+    """How much of the latents is used; empty if there are none of the data's own."""
     seconds: float
     """Wall time of the fit."""
     without: str
@@ -71,7 +82,7 @@ class Report:
         """What to know before reading the table."""
         notes = [
             f"{self.held_out} held-out data of {self.data}; nats per datum, higher is better; "
-            f"{self.kind}, by importance sampling with {self.draws} draws a datum"
+            f"{self.kind}, {self.how}"
         ]
         if self.collapsed:
             notes.append(
@@ -90,7 +101,8 @@ class Report:
             ...     Row("vae", -62.25, -58.5, 1.0, None),
             ...     Row("normal", None, -70.0, 1.25, Margin(11.5, 0.5)),
             ... )
-            >>> print(Report("digits", "", 180, 500, 0, rows, 14, 16, 9.87, "").table())
+            >>> used = "active units 14 of 16"
+            >>> print(Report("digits", "", 180, "exact", 0, rows, used, 9.87, "").table())
                        ELBO        log p(x)   vae better by
             vae      -62.25   -58.50 ± 1.00
             normal            -70.00 ± 1.25    11.50 ± 0.50
@@ -108,9 +120,7 @@ class Report:
             "   ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
             for line in cells
         ]
-        lines.append(
-            f"active units {self.active} of {self.latent}, fitted in {self.seconds:.1f} seconds"
-        )
+        lines.append(", ".join(filter(None, [self.used, f"fitted in {self.seconds:.1f} seconds"])))
         return "\n".join(lines)
 
 
@@ -131,33 +141,77 @@ def judge(pair: Fitted, name: str, prepared: Prepared) -> Report:
     with isolated(pair.device, prepared.seed), warnings.catch_warnings():
         # The report says itself how many estimates rest on one draw.
         warnings.simplefilter("ignore", EffectiveSampleSizeWarning)
-        estimate = log_likelihood(pair.model, pair.guide, x, draws)
-        elbo = _elbo(pair, x, len(prepared.parts.train))
-        units = active_units(pair.guide, x)
-    fitted = Row(name, elbo, estimate.mean, estimate.mean_standard_error, None)
+        latents = latents_of(pair, x)
+        estimate = held_out(pair.model, x, pair.guide, num_samples=draws)
+        if estimate.bound is None:
+            elbo = _elbo(pair, x, len(prepared.parts.train))
+        else:  # log p(x | theta) on average over the posterior
+            elbo = float(estimate.bound.mean())
+        used = _used(pair, prepared, latents)
+    fitted = Row(name, elbo, estimate.mean, estimate.standard_error, None)
     simple, without = _baselines(prepared)
+    simple = (*simple, *_closed_form(pair, prepared))
     rows = [Row(b.name, None, b.mean, b.standard_error, b.margin(estimate.value)) for b in simple]
+    sizes = estimate.effective_sample_size
     return Report(
         data=test.name,
         kind=prepared.kind,
         held_out=len(x),
-        draws=draws,
-        collapsed=int((estimate.effective_sample_size < COLLAPSED).sum()),
+        how=_how(estimate, latents),
+        collapsed=0 if sizes is None else int((sizes < COLLAPSED).sum()),
         rows=(fitted, *sorted(rows, key=lambda row: -row.log_p)),
-        active=units.count,
-        latent=units.total,
+        used=used,
         seconds=pair.seconds,
         without=without,
     )
 
 
+def _how(estimate: HeldOut, latents: Latents) -> str:
+    if estimate.num_samples is None:
+        return "exact"
+    if latents.shared:
+        return f"averaged over {estimate.num_samples} draws of the parameters' posterior"
+    return f"by importance sampling with {estimate.num_samples} draws a datum"
+
+
+def _used(pair: Fitted, prepared: Prepared, latents: Latents) -> str:
+    """How many latent units follow the data, or how many components hold some."""
+    if latents.codes:
+        units = active_units(pair.guide, prepared.seen(prepared.parts.test).to(pair.device))
+        found = {name: units.variances[name] > units.threshold for name in latents.codes}
+        active = sum(int(is_active.sum()) for is_active in found.values())
+        return f"active units {active} of {sum(v.numel() for v in found.values())}"
+    train = prepared.seen(prepared.parts.train).to(pair.device)
+    shares = responsibilities(pair, train, latents)
+    if shares is None:
+        return ""
+    held = int(shares.argmax(-1).unique().numel())
+    return f"components in use {held} of {shares.shape[1]}"
+
+
+def _closed_form(pair: Fitted, prepared: Prepared) -> tuple[Baseline, ...]:
+    """The same model at its maximum in closed form, where it has one and it is known."""
+    if not isinstance(pair.model, HasClosedForm) or not isinstance(pair.model, HasLogProb):
+        return ()
+    other = copy.deepcopy(pair.model)
+    other.maximize_likelihood(prepared.seen(prepared.parts.train).to(pair.device))
+    x = prepared.seen(prepared.parts.test).to(pair.device)
+    return (Baseline("closed form", exact_log_prob(other, (x,))),)
+
+
 def _elbo(pair: Fitted, x: Tensor, num_data: int) -> float:
     """The bound over all of ``x``, in nats per datum."""
-    objective = ELBO(num_particles=_ELBO_PARTICLES)
+    given, over = pair.objective, tuple[str, ...]()
+    if isinstance(given, Enumerated):
+        over, given = given.over, given.objective
+    # An exact posterior's bound is log p(x) at every draw, unless a KL in closed form spoils that.
+    kl = given.kl if isinstance(given, ELBO) else AnalyticKL()
+    objective = Enumerated(ELBO(_ELBO_PARTICLES, kl), over)
     total = 0.0
-    for batch in x.split(min(_BATCH, num_data)):
-        terms = objective.terms(pair.model, pair.guide, batch, num_data=num_data)
-        total += float(terms.elbo) * len(batch)
+    with torch.no_grad():
+        for batch in x.split(min(_BATCH, num_data)):
+            loss = objective.loss(pair.model, pair.guide, batch, num_data=num_data)
+            total -= loss / num_data * len(batch)
     return total / len(x)
 
 
@@ -170,7 +224,7 @@ def _baselines(prepared: Prepared) -> tuple[tuple[Baseline, ...], str]:
 
 
 def _plus_minus(mean: float, standard_error: float) -> str:
-    return f"{mean:.2f} ± {standard_error:.2f}"
+    return f"{mean:z.2f} ± {standard_error:.2f}"
 
 
 def _finite(value: Any) -> Any:

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyro_models import pairs
-from pyro_models.cli import catalogue
+from pyro_models.cli import catalogue, defaults, exact, fitted
 from pyro_models.cli.catalogue import Source
+from pyro_models.cli.defaults import DEVICE, PAIR, ROOT, SEED
 from pyro_models.cli.recipe import Prepared
 from pyro_models.cli.runs import Config, RunFolder
 from pyro_models.errors import OptionError
 from pyro_models.infer.preparation import resolve_device
 
-PAIR, DATA, ROOT, DEVICE, SEED = "vae", "digits", "data", "cpu", 0
 # By default a fit takes about so many steps, and looks at the held-out data so often.
 STEPS, LOOKS = 5000, 50
 LARGE = 10_000
+_WORDS = {"latent_dim": "latent dimension", "num_components": "number of components"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class Request:
     epochs: int | None = None
     batch_size: int | None = None
     latent_dim: int | None = None
+    num_components: int | None = None
     device: str | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "latent_dim"):
+        for name in ("epochs", "batch_size", "latent_dim", "num_components"):
             at_least(_flag(name), getattr(self, name), 1)
         at_least("--seed", self.seed, 0)
         if self.device is not None:
@@ -59,11 +61,11 @@ class Request:
         """Where the data are.
 
         Raises:
-            OptionError: If there are no such data.
+            OptionError: If there are no such data, or no such pair to choose them for.
         """
         return catalogue.check(
             Source(
-                name=self.data or DATA,
+                name=self.data or defaults.of(self.pair or PAIR).data,
                 root=str(Path(self.root or ROOT).expanduser().resolve()),
                 download=bool(self.download),
                 labels=self.labels,
@@ -88,24 +90,41 @@ class Request:
             OptionError: If there is no such pair, or it lacks an option.
         """
         pair = self.pair or PAIR
-        has_latent_dim = "latent_dim" in pairs.options(pair)
-        if self.latent_dim is not None and not has_latent_dim:
-            raise OptionError(f"the pair {pair!r} has no latent dimension; leave out --latent-dim")
-        train = prepared.parts.train
-        batch_size = self.batch_size or (64 if len(train) < LARGE else 128)
-        steps_an_epoch = math.ceil(len(train) / batch_size)
-        epochs = self.epochs or max(20, math.ceil(STEPS / steps_an_epoch))
-        latent_dim = self.latent_dim or min(32, max(2, train.data_dim // 4))
-        return Config(
+        chosen = self._sizes(pair, prepared.parts.train.data_dim)
+        batch_size = self.batch_size or (64 if len(prepared.parts.train) < LARGE else 128)
+        config = Config(
             pair=pair,
             source=source,
-            epochs=epochs,
+            epochs=1,
             batch_size=batch_size,
-            every=max(1, epochs // LOOKS),
-            latent_dim=latent_dim if has_latent_dim else None,
+            every=1,
             seed=self.chosen_seed,
             device=self.device or DEVICE,
+            **chosen,
         )
+        epochs = self.epochs
+        if epochs is None:
+            is_exact = exact.suits(fitted.make(config, prepared))
+            steps_an_epoch = math.ceil(len(prepared.parts.train) / batch_size)
+            epochs = exact.EPOCHS if is_exact else max(20, math.ceil(STEPS / steps_an_epoch))
+        return dataclasses.replace(config, epochs=epochs, every=max(1, epochs // LOOKS))
+
+    def _sizes(self, pair: str, data_dim: int) -> dict[str, int | None]:
+        """The sizes that the pair asks for, given or not; None for those it does not."""
+        usual = {
+            "latent_dim": defaults.latent_dim(pair, data_dim),
+            "num_components": defaults.of(pair).num_components,
+        }
+        known = pairs.options(pair)
+        for name in usual:
+            if getattr(self, name) is not None and name not in known:
+                raise OptionError(
+                    f"the pair {pair!r} has no {_WORDS[name]}; leave out {_flag(name)}"
+                )
+        return {
+            name: (getattr(self, name) or value) if name in known else None
+            for name, value in usual.items()
+        }
 
     def resumed(self, folder: RunFolder) -> Config:
         """The run in a folder, with more epochs if so asked.

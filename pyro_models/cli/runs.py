@@ -52,6 +52,8 @@ class Config:
     """Of all randomness."""
     device: str
     """Where the fit runs."""
+    num_components: int | None = None
+    """K of a mixture; None for a pair that does not ask."""
 
     def as_json(self) -> dict[str, Any]:
         """The record as JSON has it."""

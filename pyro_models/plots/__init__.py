@@ -1,4 +1,4 @@
-"""Pictures of a fit: its history, samples, reconstructions, latent space, and a walk through it.
+"""Pictures of a fit: its history, samples, latent space; of mixtures, factors and criteria.
 
 Each function takes plain tensors, already in the units of the data, and returns a `Picture`: a
 `matplotlib.figure.Figure` that notebooks show by themselves and that ``picture.savefig(path)``
@@ -9,15 +9,22 @@ with their ``image_shape``; without one, data are taken for a table with named c
 from pyro_models.plots.canvas import Picture
 from pyro_models.plots.compare import reconstructions, samples, traversal
 from pyro_models.plots.criteria import criteria
+from pyro_models.plots.factors import loadings, scree
 from pyro_models.plots.history import loss
 from pyro_models.plots.latent import latent_space
+from pyro_models.plots.mixtures import clusters, components, responsibilities
 
 __all__ = [
     "Picture",
+    "clusters",
+    "components",
     "criteria",
     "latent_space",
+    "loadings",
     "loss",
     "reconstructions",
+    "responsibilities",
     "samples",
+    "scree",
     "traversal",
 ]

@@ -62,7 +62,7 @@ def latent_space(
     if labels is None:
         axes.plot(*plane.T, "o", ms=4, alpha=0.7, color=BLUE, mew=0)
     else:
-        _scatter_classes(axes, plane, classes[kept], label_names)
+        scatter_classes(axes, plane, classes[kept], label_names)
     axes.set_xlabel(axis_names[0])
     axes.set_ylabel(axis_names[1])
     if "t-SNE" in how:
@@ -103,9 +103,10 @@ def _plane(points: Array, seed: int) -> tuple[Array, tuple[str, str], str]:
     return plane.astype(np.float64), axis_names, f", {width} dimensions by t-SNE"
 
 
-def _scatter_classes(
+def scatter_classes(
     axes: Axes, plane: Array, classes: NDArray[np.int64], names: Sequence[str] | None
 ) -> None:
+    """Draw points with a colour and a marker for each class, and a legend beside them."""
     present = np.unique(classes)
     for order, label in enumerate(present):
         name = names[label] if names is not None and 0 <= label < len(names) else str(label)

@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_models.errors import OptionError
+from pyro_models.infer.dry_run import dry_run
 from pyro_models.infer.enumeration import remembered_hidden, remembered_marginal
 from pyro_models.infer.inspection import (
     data_size,
@@ -48,7 +49,7 @@ def latents_of(guide: Program, args: tuple[Tensor, ...]) -> Latents:
         guide: A Pyro program.
         args: Its arguments.
     """
-    with torch.no_grad():
+    with dry_run(guide, guide, args):
         trace = poutine.trace(guide).get_trace(*args)
     found: dict[str, list[str]] = {"spread": [], "points": [], "continuous": [], "discrete": []}
     # An autoguide draws what it calls auxiliary, and gives the latents computed from it as points.
