@@ -112,7 +112,7 @@ class BayesianGaussianMixture(nn.Module):
         https://www.microsoft.com/en-us/research/publication/pattern-recognition-machine-learning/
 
     Example:
-        >>> x = torch.tensor([[0.0], [0.2], [0.4], [8.0], [8.5], [9.0]])
+        >>> x = torch.cat([torch.linspace(-2, 2, 30), torch.linspace(18, 22, 20)]).unsqueeze(-1)
         >>> model = BayesianGaussianMixture(num_components=4, data_dim=1)
         >>> model.initialize(x, generator=torch.Generator().manual_seed(0))
         >>> for _ in range(50):
@@ -186,7 +186,7 @@ class BayesianGaussianMixture(nn.Module):
 
         Example:
             >>> BayesianGaussianMixture(2, 1).log_prob(torch.tensor([[0.0]]))  # a Cauchy's, prior
-            tensor([-1.4914])
+            tensor([-1.4913])
         """
         rows = self._rows(x)
         joint = self.components.log_predictive(rows) + self.weights.log_mean()
