@@ -259,7 +259,7 @@ class _Names:
             DATA_PLATE if frames[d].name == self.data_plate else frames[d].name for d in order
         ]
         names = (["chain", "draw"] if draws else []) + plates + self._event_dims(site, event_dim)
-        values = value.cpu().numpy()
+        values = value.detach().cpu().numpy()
         return _Variable(tuple(names), values[None] if draws else values)
 
     def _event_dims(self, site: str, event_dim: int) -> list[str]:

@@ -10,7 +10,7 @@ from pyro_models.plots.canvas import COLOURS, INK, Picture, one_panel
 
 _MARKERS = "sDv^Po"
 _CROWDED = 40
-"""Characters of all names together from which they are written aslant."""
+"""Characters of all names together from which they are written upright."""
 
 
 def criteria(
@@ -53,14 +53,8 @@ def criteria(
         if np.isfinite(heights).any() and len(names) > 1:
             best = int(np.nanargmax(heights))
             axes.plot(best, heights[best], "o", ms=11, mfc="none", mec=colour, mew=1.3)
-    aslant = sum(map(len, names)) > _CROWDED
-    axes.set_xticks(
-        range(len(names)),
-        list(names),
-        rotation=35 if aslant else 0,
-        ha="right" if aslant else "center",
-        rotation_mode="anchor",
-    )
+    upright = sum(map(len, names)) > _CROWDED
+    axes.set_xticks(range(len(names)), list(names), rotation=90 if upright else 0)
     axes.set_xlim(-0.4, len(names) - 0.6)
     axes.set_ylabel("nats per datum (higher is better)")
     axes.set_title("rings: the best by each criterion", fontsize=9, color=INK, loc="left")

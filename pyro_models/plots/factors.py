@@ -80,7 +80,7 @@ def _as_images(columns: Array, image_shape: Sequence[int], most: float) -> Pictu
     of_all = "" if shown == total else f" (the first {shown} of {total})"
     title = f"Loadings: what each latent adds to x{of_all}"
     high = 1.05 * shape[0] / shape[1] + 0.3
-    picture = blank(title, (1.2 + 1.05 * across, 0.8 + high * rows))
+    picture = blank(title, (max(4.6, 1.2 + 1.05 * across), 0.8 + high * rows))
     grid = picture.subplots(rows, across, squeeze=False).reshape(-1)
     for axes in grid[shown:]:
         axes.remove()
@@ -135,7 +135,7 @@ def scree(
     *,
     data_variances: Float[Tensor, " data_dim"] | None = None,
     noise_variance: Float[Tensor, ""] | None = None,
-    relevance: Float[Tensor, " latent_dim"] | None = None,
+    relevance: Float[Tensor, " _"] | None = None,
 ) -> Picture:
     r"""Draw how much variance each component explains, beside the data's own.
 

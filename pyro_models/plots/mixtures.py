@@ -197,7 +197,7 @@ def responsibilities(
         >>> import torch
         >>> picture = responsibilities(torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.0, 1.0]]))
         >>> [text.get_text() for text in picture.axes[0].get_yticklabels()]
-        ['1', '2']
+        ['2', '1']
     """
     shares = table(responsibilities, "responsibilities")
     classes = _classes(labels, len(shares))
