@@ -7,7 +7,7 @@ import resource
 
 import pytest
 
-from pyro_models.cli import runs
+from pyro_models.cli import exact, runs
 from pyro_models.cli.catalogue import Source
 from pyro_models.cli.recipe import prepare
 from pyro_models.cli.request import Request
@@ -97,6 +97,32 @@ def test_defaults_suit_the_data():
     assert 5000 <= config.epochs * 23 < 5100
     small = Request(data="iris")
     assert small.config(small.source, prepare(small.source, 0)).latent_dim == 2
+
+
+@pytest.mark.parametrize(
+    ("pair", "data", "latent_dim", "num_components"),
+    [
+        ("vae", "digits", 16, None),
+        ("ppca", "digits", 16, None),
+        ("factor_analysis", "wine", 3, None),
+        ("gaussian_mixture", "iris", None, 3),
+        ("gaussian", "wine", None, None),
+    ],
+)
+def test_each_pair_has_data_and_sizes_that_show_it(pair, data, latent_dim, num_components):
+    request = Request(pair=pair)
+    config = request.config(request.source, prepare(request.source, 0))
+    assert config.source.name == data
+    assert (config.latent_dim, config.num_components) == (latent_dim, num_components)
+    is_exact = pair != "vae"
+    assert (config.epochs == exact.EPOCHS) == is_exact
+
+
+def test_a_config_from_before_mixtures_is_read(tmp_path):
+    record = CONFIG.as_json()
+    del record["num_components"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert RunFolder(tmp_path).config() == CONFIG
 
 
 def test_given_options_are_kept():

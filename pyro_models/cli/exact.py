@@ -142,13 +142,15 @@ def _starts(model: nn.Module, x: Tensor) -> int | None:
     start: Any = getattr(model, "initialize", None)
     if start is None or "generator" not in inspect.signature(start).parameters:
         return None
-    found = []
-    for seed in (1, 2):
+    first: dict[str, Tensor] | None = None
+    for seed in range(_STARTS):
         trial: Any = copy.deepcopy(model)
         trial.initialize(x, generator=torch.Generator().manual_seed(seed))
-        found.append(trial.state_dict())
-    same = all(torch.equal(value, found[1][name]) for name, value in found[0].items())
-    return 1 if same else _STARTS
+        found = trial.state_dict()
+        first = first or found
+        if any(not torch.equal(value, first[name]) for name, value in found.items()):
+            return _STARTS
+    return 1
 
 
 def _validation(model: nn.Module, prepared: Prepared, device: torch.device) -> float | None:
