@@ -109,7 +109,7 @@ def test_the_closed_form_is_not_the_pair_itself(linear):
     pair = fitted.read(RunFolder(linear[0]), config, prepared, torch.device("cpu"))
     before = {name: value.clone() for name, value in pair.model.state_dict().items()}
     with torch.no_grad():
-        pair.model.mean += 10.0  # type: ignore[operator]
+        pair.model.get_parameter("mean").add_(10.0)
     (row,) = _closed_form(pair, prepared)
     assert row.mean == pytest.approx(rows(linear[0])["closed form"]["log_p"])
     assert not torch.equal(pair.model.mean, before["mean"])  # type: ignore[arg-type]
@@ -225,3 +225,37 @@ def test_a_wrong_argument_gets_one_line(arguments, says, tmp_path, monkeypatch):
     assert says in called.err
     assert called.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Called]:
+    folder = tmp_path_factory.mktemp("runs") / "process"
+    return folder, fit("dirichlet_process_mixture", folder, "--num-components", 6)
+
+
+def test_a_posterior_over_parameters_is_fitted_in_closed_form_too(process):
+    folder, called = process
+    assert called.status == 0, called.err
+    assert files(folder) == ALWAYS | {"clusters.png", "components.png", "responsibilities.png"}
+    report = json.loads((folder / "report.json").read_text())
+    assert "draws of the parameters' posterior" in report["how"]
+    assert re.fullmatch(r"components in use [2-5] of 6, .*", called.out.splitlines()[-1])
+    # The model knows its own predictive density.
+    config = RunFolder(folder).config()
+    prepared = prepare(config.source, config.seed)
+    pair = fitted.read(RunFolder(folder), config, prepared, torch.device("cpu"))
+    log_prob = pair.model.log_prob(prepared.seen(prepared.parts.test))  # type: ignore[operator]
+    (row, *_) = report["rows"]
+    assert row["log_p"] == pytest.approx(log_prob.mean().item(), abs=0.05)
+    assert row["elbo"] < row["log_p"]
+    assert call("evaluate", folder).out == called.out
+
+
+def test_new_data_come_from_the_posterior_over_parameters(process, tmp_path):
+    path = tmp_path / "x.npy"
+    assert call("sample", process[0], "--n", 2000, "--out", path).status == 0
+    drawn = np.load(path)
+    data = prepare(RunFolder(process[0]).config().source, 0).parts.train.x.numpy()
+    # From the prior they would be spread over a hundred times the variance.
+    np.testing.assert_allclose(drawn.mean(0), data.mean(0), atol=0.3 * data.std(0).max())
+    np.testing.assert_allclose(drawn.std(0), data.std(0), rtol=0.35)

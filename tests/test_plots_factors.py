@@ -63,9 +63,13 @@ def test_a_table_writes_its_numbers():
     assert axes.get_yticklabels()[3].get_text() == "measurement 3"
 
 
+def heights(axes):
+    return [bar.get_height() for bar in axes.patches]
+
+
 def test_scree_shows_both_variances_and_the_floor():
     axes = CASES["scree"]().axes[0]
-    assert [bar.get_height() for bar in axes.patches] == [5.0, 3.0]
+    assert heights(axes) == [5.0, 3.0]
     data, floor = axes.lines
     np.testing.assert_allclose(np.asarray(data.get_ydata(), float), VARIANCES.numpy())
     assert set(np.asarray(floor.get_ydata())) == {0.625}
@@ -73,8 +77,8 @@ def test_scree_shows_both_variances_and_the_floor():
 
 def test_relevance_follows_its_component_in_descending_order():
     upper, lower = CASES["scree, ARD"]().axes
-    assert [bar.get_height() for bar in upper.patches] == pytest.approx([5.0, 3.0, 0.6])
-    assert [bar.get_height() for bar in lower.patches] == pytest.approx([0.2, 0.5, 900.0])
+    assert heights(upper) == pytest.approx([5.0, 3.0, 0.6])
+    assert heights(lower) == pytest.approx([0.2, 0.5, 900.0])
     used, also, off = (bar.get_facecolor() for bar in lower.patches)
     assert used == also != off
 

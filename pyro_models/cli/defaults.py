@@ -22,8 +22,12 @@ class Defaults:
     """Whether it needs more than x, which no file of the command's says."""
 
 
+# What a size is called where it bounds a number that has no bound.
+_ALSO = {"num_components": ("truncation",)}
+
 # A pair that is not named here is fitted to the digits, as the deep ones are.
 _DEFAULTS = {
+    "bayesian_gaussian_mixture": Defaults(data="iris", num_components=10),
     "dirichlet_process_mixture": Defaults(data="iris", num_components=20),
     "factor_analysis": Defaults(data="wine", narrower=True),
     "gaussian": Defaults(data="wine"),
@@ -31,6 +35,20 @@ _DEFAULTS = {
     "ppca": Defaults(data="digits", narrower=True),
     "regression": Defaults(inputs=True),
 }
+
+
+def asks(pair: str, size: str) -> bool:
+    """Whether a pair has an option for a size, by whatever name.
+
+    Args:
+        pair: Name of a pair.
+        size: ``"latent_dim"`` or ``"num_components"``.
+
+    Example:
+        >>> asks("vae", "num_components")
+        False
+    """
+    return any(name in pairs.options(pair) for name in (size, *_ALSO.get(size, ())))
 
 
 def of(pair: str) -> Defaults:

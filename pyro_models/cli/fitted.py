@@ -42,11 +42,13 @@ def make(config: Config, prepared: Prepared) -> pairs.Pair:
     wanted = {
         "latent_dim": config.latent_dim,
         "num_components": config.num_components,
+        "truncation": config.num_components,
         "likelihood": prepared.likelihood(),
     }
     chosen = {name: value for name, value in wanted.items() if name in known and value is not None}
     with isolated(torch.device("cpu"), config.seed):
-        return pairs.build(config.pair, prepared.seen(prepared.parts.train), **chosen)
+        pair = pairs.build(config.pair, prepared.seen(prepared.parts.train), **chosen)
+    return exact.with_belief(pair)
 
 
 def read(folder: RunFolder, config: Config, prepared: Prepared, device: torch.device) -> Fitted:

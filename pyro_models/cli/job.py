@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_models import plots
 from pyro_models.cli import exact, fitted, pictures
 from pyro_models.cli.fitted import Fitted
+from pyro_models.cli.latents import new_data
 from pyro_models.cli.recipe import Prepared
 from pyro_models.cli.report import Report, judge
 from pyro_models.cli.runs import Config, RunFolder
@@ -25,7 +26,6 @@ from pyro_models.infer import (
     StopReason,
     Validation,
     fit,
-    sample,
 )
 from pyro_models.infer.checkpoint import encode
 from pyro_models.infer.random_state import isolated
@@ -167,8 +167,9 @@ def draw(
         CheckpointError: If the checkpoint cannot be read.
     """
     pair = fitted.read(folder, config, prepared, device)
+    train = prepared.seen(prepared.parts.train).to(device)
     with isolated(device, seed):
-        return prepared.shown(sample(pair.model, count))
+        return prepared.shown(new_data(pair, train, count))
 
 
 def save_samples(x: Tensor, path: Path, prepared: Prepared) -> None:

@@ -1,16 +1,20 @@
 """What kinds of latents a fitted pair has: what can be shown of it depends on them."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions import Categorical
 from torch import Tensor
 
 from pyro_models.cli.fitted import Fitted
-from pyro_models.infer import embed
+from pyro_models.infer import embed, sample
 from pyro_models.infer.dry_run import dry_run
 from pyro_models.infer.inspection import base_distribution, data_size, latent_sites
+
+_POSTERIOR_DRAWS = 100
 
 
 @dataclass(frozen=True)
@@ -58,3 +62,29 @@ def responsibilities(
     if len(latents.components) != 1:
         return None
     return embed(pair.guide, x)[latents.components[0]].mean
+
+
+def new_data(
+    pair: Fitted, x: Float[Tensor, "n data_dim"], count: int
+) -> Float[Tensor, "count data_dim"]:
+    """Draw new data from a fitted pair.
+
+    Latents that all data share are drawn from the guide, which knows the training data, and not
+    from the prior: anew for each of at most 100 parts of what is drawn.
+
+    Args:
+        pair: The pair.
+        x: The training data, as the model sees them.
+        count: How many.
+    """
+    shared = latents_of(pair, x).shared
+    if not shared:
+        return sample(pair.model, count)
+    parts = torch.arange(count).tensor_split(min(count, _POSTERIOR_DRAWS))
+    drawn = []
+    with torch.no_grad():
+        for part in parts:
+            trace: Any = poutine.trace(pair.guide).get_trace(x, num_data=len(x))
+            known = {name: trace.nodes[name]["value"] for name in shared}
+            drawn.append(poutine.condition(pair.model, data=known)(num_data=len(part)))
+    return torch.cat(drawn)

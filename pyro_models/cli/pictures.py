@@ -7,7 +7,9 @@ picture                                         of a pair with
 ``reconstructions``, ``latent``, ``traversal``  latents of each datum's own that are numbers
 ``responsibilities``                            a component of each datum's own
 ``clusters``                                    such, and weights that are latent too
-``components``                                  a model with weights, means and covariances
+``components``                                  a component of each datum's own: the model's means
+                                                and covariances, or else those of the data that
+                                                each component holds
 ``loadings``                                    a model with loadings
 ``scree``                                       a model with explained and noise variance
 =============================================== ================================================
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from pyro_models import plots
 from pyro_models.cli.fitted import Fitted
-from pyro_models.cli.latents import Latents, latents_of, responsibilities
+from pyro_models.cli.latents import Latents, latents_of, new_data, responsibilities
 from pyro_models.cli.recipe import Prepared
 from pyro_models.data import Data
 from pyro_models.errors import DataError
@@ -69,11 +71,9 @@ def draw(pair: Fitted, prepared: Prepared) -> Iterator[tuple[str, Picture]]:
             "traversal": _traversal,
         }
     if len(latents.components) == 1:
-        makers["responsibilities"] = _responsibilities
+        makers |= {"components": _components, "responsibilities": _responsibilities}
         if latents.shared or hasattr(pair.model, "expected_weights"):
             makers["clusters"] = _clusters
-    if isinstance(pair.model, ShowsComponents):
-        makers["components"] = _components
     if isinstance(pair.model, ShowsLoadings):
         makers["loadings"] = _loadings
     if isinstance(pair.model, ShowsVariance):
@@ -115,9 +115,14 @@ _Maker = Callable[[Fitted, Prepared, Latents], Picture | None]
 def _samples(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
     test = prepared.parts.test
     if test.image_shape is None or not latents.codes:
-        drawn, title = sample(pair.model, _ROWS), "Samples x from the model, beside held-out data"
+        train = _placed(pair, prepared, prepared.parts.train)
+        drawn, title = (
+            new_data(pair, train, _ROWS),
+            "Samples x from the model, beside held-out data",
+        )
     else:
-        drawn, title = _decoded(pair, {}, _IMAGES), "Samples: means of p(x | z), z from the prior"
+        drawn = _decoded(pair, {}, _IMAGES)
+        title = "Samples: means of p(x | z), z from the prior"
     return plots.samples(
         prepared.shown(drawn),
         test.x,
@@ -202,23 +207,31 @@ def _clusters(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture | N
     return None if found is None else plots.clusters(found, seed=prepared.seed)
 
 
-def _components(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
+def _components(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture | None:
     """In the space that the model sees, where all dimensions count alike."""
     x, labels = _some(pair, prepared)
-    model: Any = pair.model
     test = prepared.parts.test
-    names = (
-        None if test.feature_names is None else [f"{n} (standardised)" for n in test.feature_names]
-    )
+    names = [f"{name} (standardised)" for name in test.feature_names or ()]
+    title, model = "Normal components", pair.model
+    if isinstance(model, ShowsComponents):
+        shown = (model.weights, model.means, model.covariances)
+    elif (found := responsibilities(pair, x, latents)) is not None:
+        title, shown = "Mean and covariance of what each component holds", _held(x, found)
+    else:
+        return None
     return plots.components(
-        x,
-        model.weights,
-        model.means,
-        model.covariances,
-        labels,
-        label_names=test.label_names,
-        names=names or None,
+        x, *shown, labels, label_names=test.label_names, names=names or None, title=title
     )
+
+
+def _held(x: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Part, mean and covariance of the data in each component."""
+    rows, counts = x.double(), shares.double().sum(0)
+    parts = shares.double() / counts.clamp_min(torch.finfo(torch.float64).tiny)
+    means = parts.T @ rows  # (K, D)
+    away = rows - means.unsqueeze(1)  # (K, N, D)
+    covariances = torch.einsum("nk,knd,kne->kde", parts, away, away)
+    return counts / len(rows), means, covariances
 
 
 def _loadings(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:

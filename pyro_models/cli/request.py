@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyro_models import pairs
 from pyro_models.cli import catalogue, defaults, exact, fitted
 from pyro_models.cli.catalogue import Source
 from pyro_models.cli.defaults import DEVICE, PAIR, ROOT, SEED
@@ -115,14 +114,13 @@ class Request:
             "latent_dim": defaults.latent_dim(pair, data_dim),
             "num_components": defaults.of(pair).num_components,
         }
-        known = pairs.options(pair)
         for name in usual:
-            if getattr(self, name) is not None and name not in known:
+            if getattr(self, name) is not None and not defaults.asks(pair, name):
                 raise OptionError(
                     f"the pair {pair!r} has no {_WORDS[name]}; leave out {_flag(name)}"
                 )
         return {
-            name: (getattr(self, name) or value) if name in known else None
+            name: (getattr(self, name) or value) if defaults.asks(pair, name) else None
             for name, value in usual.items()
         }
 

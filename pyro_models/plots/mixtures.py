@@ -44,6 +44,7 @@ def components(
     *,
     label_names: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
+    title: str = "Normal components",
 ) -> Picture:
     r"""Draw normal components over data: ellipses of one and two standard deviations.
 
@@ -59,6 +60,7 @@ def components(
         labels: Class of each datum, which the mixture has not seen; None draws all alike.
         label_names: Names of the classes 0, 1, ...
         names: Names of the dimensions.
+        title: What the ellipses are.
 
     Raises:
         DataError: If shapes do not fit, or something is not finite.
@@ -83,10 +85,10 @@ def components(
         )
     classes = _classes(labels, len(rows))
     drawn = [int(k) for k in np.argsort(-sizes, kind="stable") if sizes[k] >= _SMALL]
-    title = f"{len(drawn)} normal components over {len(rows)} data"
+    picture, axes = one_panel(f"{title}, over {len(rows)} data", (7.0, 5.2))
     if len(drawn) < len(sizes):
-        title += f" ({len(sizes) - len(drawn)} of next to no weight left out)"
-    picture, axes = one_panel(title, (7.0, 5.2))
+        left_out = f"{len(sizes) - len(drawn)} of {len(sizes)}, of next to no weight, left out"
+        axes.set_title(left_out, fontsize=9, color=INK)
     if width == 1:
         _densities(axes, rows[:, 0], sizes, centres[:, 0], spreads[:, 0, 0], drawn)
         axes.set_xlabel(feature_names(names, 1)[0])
