@@ -10,13 +10,14 @@ from guides.full_rank import FullRank
 from guides.linear_gaussian import ExactLinearGaussian, LinearGaussian
 from guides.mean_field import MeanField
 from guides.point import Point
-from guides.responsibilities import Responsibilities
+from guides.responsibilities import ConditionalResponsibilities, Responsibilities
 
 __all__ = [
     "AmortizedBernoulli",
     "AmortizedCategorical",
     "AmortizedNormal",
     "BetaFactor",
+    "ConditionalResponsibilities",
     "Covariance",
     "Diagonal",
     "Empty",

@@ -1,5 +1,6 @@
 """What the Bayesian mixtures share: normal components with a conjugate prior, and their steps."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -11,7 +12,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
 from pyro_models.distributions.precision_normal import PrecisionNormal
-from pyro_models.distributions.wishart_factor import WishartFactor, unpack
+from pyro_models.distributions.wishart_factor import WishartFactor, pack, unpack
 from pyro_models.errors import DataError, OptionError
 from pyro_models.likelihoods.base import check_finite
 from pyro_models.normal_wishart import (
@@ -166,6 +167,31 @@ class NormalWishartComponents(nn.Module):
         return PrecisionNormal(
             Vindex(means)[..., component, :], Vindex(factors)[..., component, :, :]
         )
+
+    def center(self) -> dict[str, Tensor]:
+        """Values in the middle of the belief, by site."""
+        belief = self.belief()
+        degrees = belief.degrees_of_freedom.sqrt().unsqueeze(-1).unsqueeze(-1)
+        factors = pack(degrees * torch.linalg.inv(belief.scatter_tril))
+        values = {"means": belief.mean, "precision_factors": factors}
+        return {name: value.to(self.mean.dtype) for name, value in values.items()}
+
+    def log_joint(
+        self, values: Mapping[str, Tensor], log_weights: Tensor, rows: Tensor
+    ) -> Float[Tensor, "*lead rows components"]:
+        """log p(x_n, component | the latents that all data share).
+
+        Args:
+            values: "means" and "precision_factors", which may have particles in front.
+            log_weights: Of the components, ``(..., K)``.
+            rows: Data, ``(N, D)``.
+        """
+        means, factors = values["means"], unpack(values["precision_factors"])
+        lead = means.shape[:-2] or (1,)  # of particles, and the place of the data
+        index = torch.arange(self.num_components, device=means.device)
+        normal = self.likelihood(means, factors, index.reshape(-1, *(1 for _ in lead)))
+        weights = log_weights.movedim(-1, 0).reshape(-1, *lead)
+        return (normal.log_prob(rows) + weights).movedim(0, -1)
 
     def _prior(self) -> NormalWishart:
         like = self.strength.new_ones(self.num_components, dtype=torch.float64)

@@ -1,5 +1,6 @@
 """The mixture of Gaussians with priors on all its parameters, and its variational posterior."""
 
+from collections.abc import Mapping
 from typing import final
 
 import pyro
@@ -166,6 +167,22 @@ class BayesianGaussianMixture(nn.Module):
         """The Pyro program of the belief: sites "weights", "precision_factors" and "means"."""
         self.weights.sample_belief()
         self.components.sample_belief()
+
+    @torch.no_grad()
+    def center(self) -> dict[str, Tensor]:
+        """Values in the middle of the belief, by site: where a guide by gradients may start."""
+        return {**self.components.center(), "weights": self.expected_weights}
+
+    def conditional(
+        self, values: Mapping[str, Tensor], x: Shaped[Tensor, "num_data *datum"]
+    ) -> Float[Tensor, "*lead num_data components"]:
+        """log p(x_n, component) given the latents that all data share, for their exact posterior.
+
+        Args:
+            values: "weights", "precision_factors" and "means", as a guide drew them.
+            x: Data, ``(N, data_dim)`` or images.
+        """
+        return self.components.log_joint(values, values["weights"].log(), self._rows(x))
 
     def _rows(self, x: Shaped[Tensor, "batch *datum"]) -> Float[Tensor, "batch data_dim"]:
         return as_batch(x, self.data_dim, self.components.mean)

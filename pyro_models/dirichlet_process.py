@@ -1,12 +1,13 @@
 """The Dirichlet process mixture of Gaussians, truncated, and its variational posterior."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from pyro_models.bayesian_components import (
@@ -46,6 +47,12 @@ class GammaPrior:
     def __post_init__(self) -> None:
         positive_float("shape", self.shape)
         positive_float("rate", self.rate)
+
+
+def log_weights_at(v: Float[Tensor, "*lead sticks"]) -> Float[Tensor, "*lead components"]:
+    """Logarithms of the weights that sticks leave, which rounding never makes infinite."""
+    limits = torch.finfo(v.dtype)
+    return log_weights_of_sticks(logs_of(v.clamp(limits.tiny, 1 - limits.eps / 2)))
 
 
 @final
@@ -91,9 +98,7 @@ class StickWeights(nn.Module):
         return self._break(dist.Beta(self.taken, self.left))
 
     def _break(self, beta: dist.Beta) -> Tensor:
-        v = pyro.sample("v", beta.to_event(1))
-        limits = torch.finfo(v.dtype)
-        return log_weights_of_sticks(logs_of(v.clamp(limits.tiny, 1 - limits.eps / 2)))
+        return log_weights_at(pyro.sample("v", beta.to_event(1)))
 
     def _expected_sticks(self) -> tuple[Tensor, Tensor]:
         """E[log v] and E[log(1 - v)], in float64."""
@@ -115,9 +120,13 @@ class StickWeights(nn.Module):
         before = nn.functional.pad(log1m_v.cumsum(-1), (1, 0))
         return nn.functional.pad(log_v, (0, 1)) + before
 
+    def mean_sticks(self) -> Float[Tensor, " sticks"]:
+        """E[v]."""
+        return self.taken / (self.taken + self.left)
+
     def log_mean(self) -> Float[Tensor, " components"]:
         """log E[π], in float64."""
-        return log_weights_of_sticks(logs_of((self.taken / (self.taken + self.left)).double()))
+        return log_weights_of_sticks(logs_of(self.mean_sticks().double()))
 
     def divergence(self) -> Float[Tensor, ""]:
         """KL of the belief from the prior."""
@@ -131,6 +140,27 @@ class StickWeights(nn.Module):
             prior = torch.distributions.Gamma(self.prior.shape + 0 * mean, self.prior.rate)
             total = total + torch.distributions.kl_divergence(belief, prior)
         return total
+
+    def best_order(self, counts: Float[Tensor, " components"]) -> Int[Tensor, " components"]:
+        """An order of the components no worse for the bound than the present one.
+
+        Falling sizes are best but at the end of the stick, whose last piece has no prior of its
+        own: where the concentration is above 1 the larger of the last two is better put last.
+
+        Args:
+            counts: Expected data of each component.
+        """
+        falling = counts.argsort(descending=True, stable=True)
+        swapped = torch.cat([falling[:-2], falling[-2:].flip(0)])
+        orders = torch.stack([torch.arange(len(counts), device=counts.device), falling, swapped])
+        return orders[self._evidence(counts.double()[orders]).argmax()]
+
+    def _evidence(self, counts: Float[Tensor, "*lead components"]) -> Float[Tensor, "*lead"]:
+        """What the bound has of the sticks when they are best for the counts, up to a constant."""
+        mean, _ = self.expected_concentration()
+        beyond = counts.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+        taken, left = 1 + counts[..., :-1], mean + beyond
+        return (taken.lgamma() + left.lgamma() - (taken + left).lgamma()).sum(-1)
 
     def update(self, counts: Float[Tensor, " components"]) -> None:
         """The M-step: the sticks given the concentration, then the concentration given them."""
@@ -165,7 +195,7 @@ class DirichletProcessMixture(nn.Module):
 
     Inference is as for ``BayesianGaussianMixture``: ``infer.em`` in closed form on the belief that
     the module holds (Blei and Jordan's coordinate ascent, with the components sorted by size at
-    each step, which raises the bound), or the Pyro program with ``guides.MeanField(model,
+    each step where that raises the bound), or the Pyro program with ``guides.MeanField(model,
     factors={"v": guides.KumaraswamyFactor()})`` or ``BetaFactor()``, and NUTS.
 
     Args:
@@ -240,6 +270,26 @@ class DirichletProcessMixture(nn.Module):
         self.weights.sample_belief()
         self.components.sample_belief()
 
+    @torch.no_grad()
+    def center(self) -> dict[str, Tensor]:
+        """Values in the middle of the belief, by site: where a guide by gradients may start."""
+        values = {**self.components.center(), "v": self.weights.mean_sticks()}
+        if self.weights.prior is not None:
+            concentration = self.weights.expected_concentration()[0]
+            values["concentration"] = concentration.to(self.components.mean.dtype)
+        return values
+
+    def conditional(
+        self, values: Mapping[str, Tensor], x: Shaped[Tensor, "num_data *datum"]
+    ) -> Float[Tensor, "*lead num_data components"]:
+        """log p(x_n, component) given the latents that all data share, for their exact posterior.
+
+        Args:
+            values: "v", "precision_factors" and "means", as a guide drew them.
+            x: Data, ``(N, data_dim)`` or images.
+        """
+        return self.components.log_joint(values, log_weights_at(values["v"]), self._rows(x))
+
     def _rows(self, x: Shaped[Tensor, "batch *datum"]) -> Float[Tensor, "batch data_dim"]:
         return as_batch(x, self.data_dim, self.components.mean)
 
@@ -279,10 +329,10 @@ class DirichletProcessMixture(nn.Module):
 
     @torch.no_grad()
     def maximize(self, x: Shaped[Tensor, "num_data *datum"], posterior: BeliefPosterior) -> None:
-        """The M-step, in place, with components sorted by size; the bound never falls.
+        """The M-step, in place, with components in the best order found; the bound never falls.
 
-        For given q(component) the bound is highest when sizes fall: exchanging neighbours of sizes
-        a < b multiplies the sticks' evidence by (α + b + rest) / (α + a + rest).
+        For given q(component) exchanging neighbours of sizes a < b multiplies the sticks' evidence
+        by (α + b + rest) / (α + a + rest), unless the second is the last.
 
         Args:
             x: Data, ``(N, data_dim)`` or images.
@@ -294,9 +344,10 @@ class DirichletProcessMixture(nn.Module):
         self._update(self._rows(x), posterior.responsibilities)
 
     def _update(self, rows: Tensor, responsibilities: Tensor) -> None:
-        order = responsibilities.sum(0).argsort(descending=True, stable=True)
+        counts = responsibilities.sum(0)
+        order = self.weights.best_order(counts)
         self.components.update(rows, responsibilities[:, order])
-        self.weights.update(responsibilities.sum(0)[order])
+        self.weights.update(counts[order])
 
     @torch.no_grad()
     def initialize(

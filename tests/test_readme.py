@@ -25,7 +25,7 @@ def test_its_two_commands_are_run_by_ci() -> None:
     )
     assert commands == {
         "fit": "pip install . && pyro-models fit vae",
-        "test": "pip install '.[test]' && pytest",
+        "test": "pip install '.[test]' && pytest -n auto",
     }
 
 

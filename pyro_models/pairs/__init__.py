@@ -1,6 +1,8 @@
 """Ready pairs: a model, its guide and an objective, by name and for given data."""
 
 from pyro_models.pairs.classical import (
+    bayesian_gaussian_mixture,
+    dirichlet_process_mixture,
     factor_analysis,
     gaussian,
     gaussian_mixture,
@@ -13,9 +15,11 @@ from pyro_models.pairs.suited import default_likelihood
 
 __all__ = [
     "Pair",
+    "bayesian_gaussian_mixture",
     "belief_network",
     "build",
     "default_likelihood",
+    "dirichlet_process_mixture",
     "factor_analysis",
     "gaussian",
     "gaussian_mixture",

@@ -6,9 +6,21 @@ from typing import Any, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from guides import Empty, ExactLinearGaussian, LinearGaussian, Responsibilities
+from guides import (
+    ConditionalResponsibilities,
+    Empty,
+    ExactLinearGaussian,
+    Factor,
+    KumaraswamyFactor,
+    LinearGaussian,
+    MeanField,
+    Responsibilities,
+)
+from pyro_models.bayesian_components import NormalWishartPrior
+from pyro_models.bayesian_mixture import BayesianGaussianMixture
 from pyro_models.covariances import Covariance, Full
 from pyro_models.data import Data, as_tensor
+from pyro_models.dirichlet_process import DirichletProcessMixture, GammaPrior
 from pyro_models.errors import DataError
 from pyro_models.factor_analysis import FactorAnalysis
 from pyro_models.gaussian import Gaussian, NormalInverseWishart
@@ -23,6 +35,7 @@ from pyro_models.regression import SupervisedRegression
 
 Rows = Float[Tensor, "num_data data_dim"]
 Linear = ProbabilisticPCA | FactorAnalysis
+Shared = BayesianGaussianMixture | DirichletProcessMixture
 
 
 def gaussian(
@@ -82,6 +95,77 @@ def gaussian_mixture(
         exact = Enumerated(over=("component",))
         objective = exact if guide is None else ScoreFunction(5, LeaveOneOut())
     return Pair(model, Responsibilities(model) if guide is None else guide, objective)
+
+
+def bayesian_gaussian_mixture(
+    data_dim: int,
+    num_components: int = 10,
+    concentration: float | None = None,
+    prior: NormalWishartPrior = NormalWishartPrior(),  # noqa: B008 (immutable)
+    guide: nn.Module | None = None,
+    objective: Objective | None = None,
+) -> Pair:
+    """A mixture of Gaussians with priors: more components than are used do no harm.
+
+    Args:
+        data_dim: Numbers a datum.
+        num_components: K, the most components.
+        concentration: Of the weights' Dirichlet prior; 1 / K if not given.
+        prior: Of means and precisions.
+        guide: Mean-field normals with the component's exact posterior given them, if not given.
+        objective: What to maximise; the ELBO with the component summed out, if not given.
+
+    Raises:
+        OptionError: If an option has no meaning.
+
+    Example:
+        >>> sorted(bayesian_gaussian_mixture(2, num_components=3).guide.latents)
+        ['means', 'precision_factors', 'weights']
+    """
+    check_objective(objective)
+    model = BayesianGaussianMixture(num_components, data_dim, concentration, prior)
+    return _with_shared_latents(model, {}, guide, objective)
+
+
+def dirichlet_process_mixture(
+    data_dim: int,
+    truncation: int = 20,
+    concentration: float | GammaPrior = GammaPrior(),  # noqa: B008 (immutable)
+    prior: NormalWishartPrior = NormalWishartPrior(),  # noqa: B008 (immutable)
+    sticks: Factor = KumaraswamyFactor(),  # noqa: B008 (immutable)
+    guide: nn.Module | None = None,
+    objective: Objective | None = None,
+) -> Pair:
+    """A mixture of Gaussians without a fixed number of components.
+
+    Args:
+        data_dim: Numbers a datum.
+        truncation: The most components.
+        concentration: Of the process, or its prior.
+        prior: Of means and precisions.
+        sticks: The posterior of each stick: ``guides.KumaraswamyFactor()`` or ``BetaFactor()``.
+        guide: Mean-field normals and ``sticks``, with the component's exact posterior given them,
+            if not given.
+        objective: What to maximise; the ELBO with the component summed out, if not given.
+
+    Raises:
+        OptionError: If an option has no meaning.
+
+    Example:
+        >>> sorted(dirichlet_process_mixture(2, truncation=5).guide.latents)
+        ['concentration', 'means', 'precision_factors', 'v']
+    """
+    check_objective(objective)
+    model = DirichletProcessMixture(truncation, data_dim, concentration, prior)
+    return _with_shared_latents(model, {"v": sticks}, guide, objective)
+
+
+def _with_shared_latents(
+    model: Shared, factors: dict[str, Factor], guide: nn.Module | None, objective: Objective | None
+) -> Pair:
+    if guide is None:
+        guide = MeanField(model, factors=factors, local=ConditionalResponsibilities(model))
+    return Pair(model, guide, objective or Enumerated(over=("component",)))
 
 
 def ppca(
@@ -206,6 +290,26 @@ def _gaussian_for(x: Rows, **chosen: Any) -> Pair:
 def _gaussian_mixture_for(x: Rows, **chosen: Any) -> Pair:
     pair = _placed(gaussian_mixture(x.shape[1], **chosen), x)
     cast(GaussianMixture, pair.model).initialize(x)
+    return pair
+
+
+@register("bayesian_gaussian_mixture", bayesian_gaussian_mixture)
+def _bayesian_gaussian_mixture_for(x: Rows, **chosen: Any) -> Pair:
+    return _started(bayesian_gaussian_mixture(x.shape[1], **chosen), x)
+
+
+@register("dirichlet_process_mixture", dirichlet_process_mixture)
+def _dirichlet_process_mixture_for(x: Rows, **chosen: Any) -> Pair:
+    return _started(dirichlet_process_mixture(x.shape[1], **chosen), x)
+
+
+def _started(pair: Pair, x: Rows) -> Pair:
+    """At a first clustering: the belief, and the guide at its middle."""
+    _placed(pair, x)
+    model = cast(Shared, pair.model)
+    model.initialize(x)
+    if isinstance(pair.guide, MeanField):
+        pair.guide.initialize(model.center())
     return pair
 
 

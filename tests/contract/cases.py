@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 import guides
-from guides import AmortizedCategorical, LinearGaussian
+from guides import AmortizedCategorical, BetaFactor, LinearGaussian
 from pyro_models import pairs
 from pyro_models.covariances import Diagonal, Full, Spherical, Tied
 from pyro_models.infer import ELBO
@@ -164,6 +164,13 @@ CASES |= {
         real,
         lambda: _two(guide=AmortizedCategorical(DIM, 2, hidden=(4,))),
         spoil=_wide,
+    ),
+    "bayesian_gaussian_mixture": Case("bayesian_gaussian_mixture", real, _two),
+    "dirichlet_process_mixture": Case("dirichlet_process_mixture", real, lambda: {"truncation": 3}),
+    "dirichlet_process_mixture/beta": Case(
+        "dirichlet_process_mixture",
+        real,
+        lambda: {"truncation": 3, "concentration": 2.0, "sticks": BetaFactor()},
     ),
     "ppca": Case("ppca", real, exact=True),
     "ppca/missing": Case("ppca", missing, exact=True),

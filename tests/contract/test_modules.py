@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_models import pairs
-from tests.contract.cases import CASES, loss
+from tests.contract.cases import CASES, loss, parameters
 
 every = pytest.mark.parametrize("name", CASES)
 
@@ -114,8 +114,8 @@ def test_double_precision_runs_through(name: str) -> None:
     double = loss(twin, x.double())
     assert double.dtype == torch.float64
     double.backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in parameters(twin).values())
     for module in (twin.model, twin.guide):
-        assert all(p.grad is not None and p.grad.dtype == p.dtype for p in module.parameters())
         assert all(p.dtype == torch.float64 for p in module.parameters())
     assert single.isfinite()
     assert double.isfinite()

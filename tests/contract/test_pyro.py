@@ -109,7 +109,10 @@ def test_predictive_draws_from_posterior_and_prior(name: str, parallel: bool) ->
     pair, x = CASES[name].make()
     found = Predictive(pair.model, guide=pair.guide, num_samples=3, parallel=parallel)(x)
     for site, node in latents(pair.guide, x).items():
-        assert found[site].shape == (3, *node["value"].shape)
+        local = any(frame.name == "data" for frame in node["cond_indep_stack"])
+        # Pyro leaves the place of the data to what all data share.
+        place = () if local else (1,)
+        assert found[site].shape == (3, *place, *node["value"].shape)
     drawn = Predictive(pair.model, num_samples=3, parallel=parallel)(num_data=4)
     assert drawn["x"].shape == (3, 4, x.shape[1])
     pair.model.check(drawn["x"][0].to(x.dtype))  # type: ignore[operator]
@@ -144,7 +147,8 @@ def test_a_minibatch_counts_for_the_whole_set(name: str) -> None:
     values = {site: node["value"] for site, node in latents(pair.guide, x).items()}
     part, whole = joint(pair, values, x), joint(pair, values, x, num_data=10 * BATCH)
     shared = torch.zeros(())
-    for site, node in latents(poutine.condition(pair.model, values), x).items():
+    conditioned = sites(poutine.condition(pair.model, values), x)
+    for site, node in ((site, conditioned[site]) for site in values):
         if not any(frame.name == "data" for frame in node["cond_indep_stack"]):
             shared = shared + node["fn"].log_prob(values[site]).sum()
     assert torch.allclose(whole - shared, 10 * (part - shared), rtol=1e-4)

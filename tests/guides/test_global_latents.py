@@ -42,7 +42,7 @@ def several(x: Tensor | None = None, num_data: int | None = None) -> Tensor:
 def normal_normal(x: Tensor | None = None, num_data: int | None = None) -> Tensor:
     """mu ~ N(0, 2²), x ~ N(mu, 1): the posterior is N(sum(x) / (n + 1/4), 1 / (n + 1/4))."""
     mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
-    with data_plate(1 if x is None else len(x), num_data):
+    with data_plate((num_data or 1) if x is None else len(x), num_data):
         return pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
 
 

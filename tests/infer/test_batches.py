@@ -46,6 +46,9 @@ class Items(Dataset):
         self.count = count
         self.jitter = jitter
 
+    def __repr__(self) -> str:
+        return f"Items({self.count})"  # in the names of tests, the same in every process
+
     def __len__(self) -> int:
         return self.count
 
