@@ -43,7 +43,9 @@ def test_images_are_columns_on_one_scale_around_zero():
     picture = CASES["loadings, images"]()
     sheets = [axes.images[0] for axes in picture.axes[:3]]
     for column, sheet in enumerate(sheets):
-        np.testing.assert_allclose(sheet.get_array(), W[:, column].reshape(5, 4).numpy())
+        np.testing.assert_allclose(
+            np.asarray(sheet.get_array()), W[:, column].reshape(5, 4).numpy()
+        )
         most = float(W.abs().max())
         assert sheet.get_clim() == pytest.approx((-most, most))
 

@@ -31,6 +31,8 @@ from pyro_models.plots.latent import scatter_classes
 
 _SMALL = 0.005
 """Weight below which a component is not drawn."""
+_HALF = 0.5
+"""Expected number of data below which a component gets no row."""
 _MAX_ROWS = 30
 _ASSIGNMENTS = 200
 
@@ -184,8 +186,9 @@ def responsibilities(
     r"""Draw which component explains which datum, :math:`p(k \mid x_n)`.
 
     A column is a datum, sorted by its most probable component and then by how probable that is;
-    a row is a component, the largest first. Above them stand the labels, which the mixture has not
-    seen: where it has found the classes, colours lie in blocks.
+    a row is a component, the largest first; those that hold next to nothing get none. Above them
+    stand the labels, which the mixture has not seen: where it has found the classes, colours lie
+    in blocks.
 
     Args:
         responsibilities: ``(N, K)``, of sum 1 in each row.
@@ -204,7 +207,8 @@ def responsibilities(
     shares = table(responsibilities, "responsibilities")
     classes = _classes(labels, len(shares))
     order = np.argsort(-shares.sum(0), kind="stable")
-    shown = order[:_MAX_ROWS]
+    holding = int((shares.sum(0) >= _HALF).sum())
+    shown = order[: max(1, min(holding, _MAX_ROWS))]
     ranked = shares[:, order]
     best = ranked.argmax(1)
     columns = np.lexsort((-ranked.max(1), best))
@@ -225,10 +229,10 @@ def responsibilities(
         axes.axvline(edge, color=INK, lw=0.5, alpha=0.4)
     axes.set_yticks(range(len(shown)), [str(k + 1) for k in shown])
     axes.set_ylabel("component")
-    rest = len(order) - len(shown)
-    axes.set_xlabel(
-        "datum, sorted by its component" + (f" ({rest} small components not shown)" if rest else "")
-    )
+    axes.set_xlabel("datum, sorted by its component")
+    if len(shown) < len(order):
+        left_out = f"{len(order) - len(shown)} of {len(order)} components hold next to nothing"
+        axes.set_xlabel(f"datum, sorted by its component ({left_out})")
     bar = picture.colorbar(image, ax=axes, shrink=0.9, pad=0.01, aspect=12)
     bar.ax.tick_params(labelsize=8, color=INK, labelcolor=INK)
     bar.set_ticks([0, 0.5, 1])
