@@ -19,6 +19,7 @@ from pyro_models.cli.report import _closed_form
 from pyro_models.cli.runs import RunFolder
 from pyro_models.infer import checkpoint, em
 from pyro_models.infer.arrays import as_tensors
+from pyro_models.pairs.relevance import relevance
 from pyro_models.posterior import arviz
 from tests.test_cli import Called, call, final_tensors, without_time
 
@@ -196,6 +197,18 @@ def test_a_guide_that_must_be_learned_is_not_left_behind():
     learned = pairs.build("gaussian_mixture", x, guide=AmortizedCategorical(4, 3))
     assert not exact.suits(learned)
     assert exact.suits(pairs.build("ppca", x, guide=LinearGaussian(4, 2)))
+
+
+def test_relevance_finds_the_dimension_of_what_was_simulated():
+    generator = torch.Generator().manual_seed(0)
+    z, w = torch.randn(500, 3, generator=generator), torch.randn(3, 12, generator=generator)
+    x = z @ w + 0.3 * torch.randn(500, 12, generator=generator)
+    found = relevance(x)
+    assert found is not None
+    assert found.num_active == 3
+    assert found.precision[3] > 30 * found.precision[2]
+    assert relevance(x[:, :1]) is None
+    assert relevance(torch.where(x > 2, torch.nan, x)) is None
 
 
 def test_starts_that_are_all_the_same_are_made_once():

@@ -23,10 +23,11 @@ CASES = {
         torch.tensor([5.0, 3.0]), data_variances=VARIANCES, noise_variance=torch.tensor(0.625)
     ),
     "scree, ARD": lambda: plots.scree(
-        torch.tensor([3.0, 0.6, 5.0]),
+        torch.tensor([3.0, 5.0]),
         data_variances=VARIANCES,
         noise_variance=torch.tensor(0.6),
         relevance=torch.tensor([0.5, 900.0, 0.2]),
+        num_relevant=2,
     ),
     "scree, alone": lambda: plots.scree(torch.tensor([5.0])),
 }
@@ -77,9 +78,10 @@ def test_scree_shows_both_variances_and_the_floor():
     assert set(np.asarray(floor.get_ydata())) == {0.625}
 
 
-def test_relevance_follows_its_component_in_descending_order():
+def test_relevance_stands_below_and_what_is_off_is_grey():
     upper, lower = CASES["scree, ARD"]().axes
-    assert heights(upper) == pytest.approx([5.0, 3.0, 0.6])
+    assert heights(upper) == [5.0, 3.0]
+    assert lower.get_title("left").endswith("keeps 2 of 3")
     assert heights(lower) == pytest.approx([0.2, 0.5, 900.0])
     used, also, off = (bar.get_facecolor() for bar in lower.patches)
     assert used == also != off
@@ -93,11 +95,7 @@ def test_relevance_follows_its_component_in_descending_order():
         (lambda: plots.loadings(WIDE[:60], image_shape=(3, 5, 4)), OptionError, "grey image"),
         (lambda: plots.loadings(W, names=["a"]), OptionError, "one for each"),
         (lambda: plots.scree(torch.zeros(2)), DataError, "no component explains"),
-        (
-            lambda: plots.scree(torch.ones(2), relevance=torch.ones(3)),
-            DataError,
-            "one a component",
-        ),
+        (lambda: plots.scree(torch.ones(2) / 0), DataError, "NaN or infinite"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(make, error, says):

@@ -30,6 +30,7 @@ from pyro_models.data import Data
 from pyro_models.errors import DataError
 from pyro_models.infer import Embedding, EpochRecord, embed, reconstruct, sample
 from pyro_models.infer.random_state import isolated
+from pyro_models.pairs.relevance import relevance
 from pyro_models.plots import Picture
 
 _OBSERVED = "x"
@@ -245,13 +246,16 @@ def _loadings(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
 
 
 def _scree(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
+    """With what Bayesian PCA, fitted beside, would keep of as many latents as there can be."""
     model: Any = pair.model
     x = _placed(pair, prepared, prepared.parts.train).double()
+    found = relevance(x)
     return plots.scree(
         model.explained_variance,
         data_variances=torch.linalg.eigvalsh(torch.cov(x.T, correction=0)),
         noise_variance=model.noise_variance,
-        relevance=getattr(model, "relevance", None),
+        relevance=None if found is None else found.precision,
+        num_relevant=None if found is None else found.num_active,
     )
 
 

@@ -50,7 +50,7 @@ def criteria(
         )
         if name in errors:
             axes.errorbar(places, heights, yerr=errors[name], fmt="none", ecolor=colour, lw=1)
-        if np.isfinite(heights).any() and len(names) > 1:
+        if np.isfinite(heights).sum() > 1:
             best = int(np.nanargmax(heights))
             axes.plot(best, heights[best], "o", ms=11, mfc="none", mec=colour, mew=1.3)
     upright = sum(map(len, names)) > _CROWDED

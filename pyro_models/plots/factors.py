@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -135,23 +136,25 @@ def scree(
     *,
     data_variances: Float[Tensor, " data_dim"] | None = None,
     noise_variance: Float[Tensor, ""] | None = None,
-    relevance: Float[Tensor, " _"] | None = None,
+    relevance: Float[Tensor, " num_columns"] | None = None,
+    num_relevant: int | None = None,
 ) -> Picture:
     r"""Draw how much variance each component explains, beside the data's own.
 
     Components are in descending order. Where the bars end, the data's variances should lie along
     the noise floor; what stands above it was left unexplained. With automatic relevance
-    determination, a second panel shows the precision :math:`\alpha_j` of each column of W:
-    components whose precision is far above the others' have been switched off.
+    determination, a second panel shows the precision :math:`\alpha_j` of each column of W, those of
+    most variance first: columns of very large precision have been switched off.
 
     Args:
         explained: The model's variance of x along each principal axis, ``(latent_dim,)``.
         data_variances: Eigenvalues of the data's covariance, ``(data_dim,)``.
         noise_variance: Variance of the noise in every direction.
-        relevance: ARD's :math:`\alpha`, ``(latent_dim,)``, in the order of ``explained``.
+        relevance: ARD's :math:`\alpha`, of as many columns as it was given.
+        num_relevant: How many columns ARD keeps; the others are drawn grey.
 
     Raises:
-        DataError: If a number is not finite, or ``relevance`` is not one a component.
+        DataError: If a number is not finite, or no component explains anything.
 
     Example:
         >>> import torch
@@ -159,51 +162,50 @@ def scree(
         >>> picture.axes[0].get_ylabel()
         'variance'
     """
-    heights = table(explained.unsqueeze(-1), "explained")[:, 0]
-    order = np.argsort(-heights, kind="stable")
-    heights = heights[order]
-    alphas = None
-    if relevance is not None:
-        if relevance.shape != explained.shape:
-            raise DataError(
-                f"relevance has shape {tuple(relevance.shape)} for {len(heights)} components; give "
-                "one a component"
-            )
-        alphas = table(relevance.unsqueeze(-1), "relevance")[order, 0]
-    picture = blank("Variance by component", (7.2, 3.9 if alphas is None else 5.6))
-    if alphas is None:
+    heights = -np.sort(-table(explained.unsqueeze(-1), "explained")[:, 0])
+    if heights[0] <= 0:
+        raise DataError("no component explains any variance; there is nothing to draw")
+    picture = blank("Variance by component", (7.2, 3.9 if relevance is None else 5.8))
+    if relevance is None:
         axes = picture.subplots()
     else:
         axes, lower = picture.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
-        plain(lower)
-        used = heights > 1e-2 * heights.max() + _scalar(noise_variance)
-        ranks = np.arange(1, len(heights) + 1)
-        colours = [BLUE if is_used else GREY for is_used in used]
-        lower.bar(ranks, alphas, color=colours, width=0.7)
-        lower.set_yscale("log")
-        lower.set_ylabel("ARD precision α")
+        _precisions(lower, relevance, num_relevant)
     plain(axes)
-    ranks = np.arange(1, len(heights) + 1)
-    positive = heights > 1e-10 * heights.max()
-    if not positive.any():
-        raise DataError("no component explains any variance; there is nothing to draw")
-    axes.bar(ranks[positive], heights[positive], color=BLUE, width=0.7, label="the model's")
+    positive = heights[heights > 1e-10 * heights[0]]
+    axes.bar(np.arange(1, len(positive) + 1), positive, color=BLUE, width=0.7, label="the model's")
     if data_variances is not None:
         values = -np.sort(-table(data_variances.unsqueeze(-1), "data_variances")[:, 0])
         values = values[values > 1e-10 * values[0]][:_MAX_EIGENVALUES]
         places = np.arange(1, len(values) + 1)
         axes.plot(places, values, "o-", color=INK, ms=3.5, lw=0.9, mew=0, label="the data's")
+    floor = math.inf
     if noise_variance is not None:
-        axes.axhline(_scalar(noise_variance), color=ORANGE, lw=1.2, ls="--", label="noise floor σ²")
+        floor = float(noise_variance)
+        axes.axhline(floor, color=ORANGE, lw=1.2, ls="--", label="noise floor σ²")
     axes.set_yscale("log")
-    axes.set_ylim(bottom=0.1 * min(_scalar(noise_variance) or math.inf, heights[positive].min()))
+    axes.set_ylim(bottom=0.1 * min(floor, positive[-1]))
     axes.set_ylabel("variance")
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
     bottom = picture.axes[-1]
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     bottom.set_xlabel("component")
-    axes.legend(frameon=False, fontsize=9, loc="upper right")
     return picture
 
 
-def _scalar(value: Tensor | None) -> float:
-    return 0.0 if value is None else float(value)
+def _precisions(axes: Axes, relevance: Tensor, kept: int | None) -> None:
+    alphas = np.sort(table(relevance.unsqueeze(-1), "relevance")[:, 0])
+    plain(axes)
+    ranks = np.arange(1, len(alphas) + 1)
+    number = len(alphas) if kept is None else kept
+    axes.bar(ranks[:number], alphas[:number], color=BLUE, width=0.7)
+    axes.bar(ranks[number:], alphas[number:], color=GREY, width=0.7)
+    axes.set_yscale("log")
+    axes.set_ylabel("ARD precision α")
+    if kept is not None:
+        axes.set_title(
+            f"automatic relevance determination keeps {kept} of {len(alphas)}",
+            fontsize=9,
+            color=INK,
+            loc="left",
+        )
