@@ -228,7 +228,7 @@ def test_data_it_cannot_explain_are_refused(x: Tensor, words: str) -> None:
     [
         (lambda: Gaussian(0), "data_dim=0"),
         (lambda: Gaussian(2, Tied()), "single normal"),
-        (lambda: Gaussian(2, "full"), "Full()"),
+        (lambda: Gaussian(2, "full"), "Full()"),  # type: ignore[arg-type]
         (lambda: NormalInverseWishart(strength=0.0), "strength"),
         (lambda: NormalInverseWishart(scale=-1.0), "scale"),
         (lambda: Gaussian(2, prior=NormalInverseWishart(degrees=1.0)), "degrees=1"),

@@ -143,7 +143,7 @@ class TestInPyro:
         wanted = torch.autograd.grad(exact, parameters)
         stock: Any = TraceEnum_ELBO(max_plate_nesting=1)
         losses = [
-            stock.differentiable_loss(config_enumerate(model), no_guide, x),  # type: ignore[arg-type]
+            stock.differentiable_loss(config_enumerate(model), no_guide, x),
             Enumerated().differentiable_loss(model, no_guide, x),
             Enumerated(ELBO(3)).differentiable_loss(model, no_guide, x),
         ]
@@ -172,7 +172,7 @@ class TestInPyro:
         x = blobs()
         model = fitted(Full(), x, 0)
         best = mean_log_prob(fitted(Full(), x, 100), x)
-        marked = config_enumerate(model)  # type: ignore[arg-type]
+        marked = config_enumerate(model)
         svi = SVI(marked, no_guide, Adam({"lr": 0.03}), TraceEnum_ELBO(max_plate_nesting=1))
         for _ in range(150):
             svi.step(x)

@@ -4,6 +4,7 @@ scikit-learn adds ``reg_covar`` to every variance where ours are clipped at a fl
 ``reg_covar=0`` here: wherever the floor is not reached, both do the same exact M-step.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,15 @@ from sklearn import datasets, mixture
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from pyro_models.covariances import Diagonal, Full, Spherical, Tied
+from pyro_models.covariances import Covariance, Diagonal, Full, Spherical, Tied
 from pyro_models.mixture import GaussianMixture
 
-KINDS = {"full": Full, "tied": Tied, "diag": Diagonal, "spherical": Spherical}
+KINDS: dict[str, Callable[[], Covariance]] = {
+    "full": Full,
+    "tied": Tied,
+    "diag": Diagonal,
+    "spherical": Spherical,
+}
 MOST_STEPS = 300
 
 

@@ -48,7 +48,7 @@ def test_the_program_draws_in_the_plate() -> None:
 
 
 def train_stock(model: GaussianMixture, guide: AmortizedCategorical, x: torch.Tensor) -> None:
-    marked = config_enumerate(guide)  # type: ignore[arg-type]
+    marked = config_enumerate(guide)
     svi = SVI(model, marked, Adam({"lr": 0.05}), TraceEnum_ELBO(max_plate_nesting=1))
     for _ in range(150):
         svi.step(x)

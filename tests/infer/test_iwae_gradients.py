@@ -300,8 +300,8 @@ class TestScalesAndMasks:
         means = []
         for objective in (IWAE(2), IWAE(2, DREG)):
             p = case.start(len(mass))
-            shown = torch.ones(len(mass), dtype=torch.bool) if mask is None else mask
-            guide = poutine.mask(case.guide, mask=shown)  # type: ignore[call-overload]
+            shown: Any = torch.ones(len(mass), dtype=torch.bool) if mask is None else mask
+            guide = poutine.mask(case.guide, mask=shown)
             with Preset(noise):
                 weights = objective.weights(case.model, guide, (p,), {})
             found = gradient(objective.estimate(weights).surrogate, p)

@@ -311,7 +311,8 @@ def test_a_baseline_is_the_same_for_minibatches_of_other_sizes(joint: bool) -> N
     means = []
     for batch in (10, 1, 100):
         objective.estimate(objective.weights(model, guide, (batch,), {}))
-        (buffer,) = (m for m in objective.state.modules() if hasattr(m, "decay"))
+        memory: Any = objective.state
+        (buffer,) = (m for m in memory.modules() if hasattr(m, "decay"))
         means.append(buffer().item())
     assert means == pytest.approx([5.0] * 3)
 
@@ -350,7 +351,8 @@ class TestOptions:
 
         objective = ScoreFunction(1, DecayingAverage())
         objective.differentiable_loss(program, program)
-        assert len(objective.state.state_dict()) == 8
+        memory: Any = objective.state
+        assert len(memory.state_dict()) == 8
 
     def test_refused(self) -> None:
         net = Constant(1)
@@ -493,7 +495,8 @@ class TestLearned:
             one(X)
         other(X)
         assert same(before, _network(made).state_dict())
-        assert not any("memory" in name for name in made.state.state_dict())
+        memory: Any = made.state
+        assert not any("memory" in name for name in memory.state_dict())
         weights = [s.parameters()["objective.networks.0.linear.weight"] for s in (one, other)]
         assert not torch.equal(*weights)
         assert same(before | {}, dict(network().state_dict()))
