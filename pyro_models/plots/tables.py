@@ -115,8 +115,10 @@ def _histograms(axes: Axes, drawn: Array, real: Array) -> None:
 
 
 def _scatter(axes: Axes, drawn: Array, real: Array) -> None:
-    axes.plot(*real.T, color=GREY, alpha=0.7, marker="o", ls="", ms=3, mew=0)
-    axes.plot(*drawn.T, color=ORANGE, alpha=0.5, marker="o", ls="", ms=3, mew=0)
+    # The fewer lie on top, or they would not be seen.
+    above = 3 if len(real) < len(drawn) else 1
+    axes.plot(*real.T, color=GREY, alpha=0.9, marker="o", ls="", ms=3, mew=0, zorder=above)
+    axes.plot(*drawn.T, color=ORANGE, alpha=0.5, marker="o", ls="", ms=3, mew=0, zorder=2)
 
 
 def _intervals(drawn: Array, real: Array, names: Sequence[str], title: str) -> Picture:
