@@ -3,6 +3,7 @@
 from guides.amortized_bernoulli import AmortizedBernoulli
 from guides.amortized_categorical import AmortizedCategorical
 from guides.amortized_normal import AmortizedNormal
+from guides.belief import Belief
 from guides.covariance import Covariance, Diagonal, Full
 from guides.empty import Empty
 from guides.factors import BetaFactor, Factor, KumaraswamyFactor, NormalFactor
@@ -16,6 +17,7 @@ __all__ = [
     "AmortizedBernoulli",
     "AmortizedCategorical",
     "AmortizedNormal",
+    "Belief",
     "BetaFactor",
     "ConditionalResponsibilities",
     "Covariance",

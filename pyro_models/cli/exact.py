@@ -10,12 +10,10 @@ import copy
 import dataclasses
 import inspect
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_models.cli.recipe import Prepared
@@ -23,7 +21,6 @@ from pyro_models.cli.runs import Config, RunFolder
 from pyro_models.errors import CheckpointError
 from pyro_models.infer import EpochRecord, Fit, StopReason, SupportsEM, checkpoint, em
 from pyro_models.infer.checkpoint import Saved, decode, encode
-from pyro_models.infer.inspection import sample_sites
 from pyro_models.infer.random_state import isolated
 from pyro_models.pairs import Pair
 from pyro_models.selection.criteria import HasLogProb
@@ -42,51 +39,6 @@ class Follows(Protocol):
 
     def match(self, model: nn.Module) -> None:
         """Set the guide's parameters from the model's."""
-
-
-@runtime_checkable
-class HasBelief(Protocol):
-    """A model whose E- and M-steps raise the bound of a posterior of its own over parameters."""
-
-    def draw_belief(self) -> None:
-        """The Pyro program of that posterior."""
-
-
-@final
-class Belief(nn.Module):
-    """The posterior that a model holds of its own parameters, as a guide.
-
-    Args:
-        model: The model, which is held without being a submodule.
-        local: A guide for each datum's own latents, ``local(values, x, num_data)``.
-    """
-
-    def __init__(self, model: HasBelief, local: Callable[..., Any]):
-        super().__init__()
-        self._held = (model,)
-        self.local = local
-
-    def forward(self, x: Tensor, num_data: int | None = None) -> None:
-        """The Pyro program."""
-        with poutine.trace() as found:
-            self._held[0].draw_belief()
-        values = {n: node["value"] for n, node in sample_sites(found.trace).items()}
-        self.local(values, x, num_data)
-
-
-def with_belief(pair: Pair) -> Pair:
-    """The pair with the model's own posterior as its guide, where it has one.
-
-    Coordinate ascent in closed form then fits the pair, in a second what gradients take a minute
-    for.
-
-    Args:
-        pair: Any pair.
-    """
-    local = getattr(pair.guide, "local", None)
-    if not isinstance(pair.model, HasBelief) or local is None:
-        return pair
-    return Pair(pair.model, Belief(pair.model, local), pair.objective)
 
 
 def suits(pair: Pair) -> bool:

@@ -48,7 +48,7 @@ def make(config: Config, prepared: Prepared) -> pairs.Pair:
     chosen = {name: value for name, value in wanted.items() if name in known and value is not None}
     with isolated(torch.device("cpu"), config.seed):
         pair = pairs.build(config.pair, prepared.seen(prepared.parts.train), **chosen)
-    return exact.with_belief(pair)
+    return pairs.with_belief(pair)
 
 
 def read(folder: RunFolder, config: Config, prepared: Prepared, device: torch.device) -> Fitted:

@@ -8,6 +8,7 @@ from pyro_models.pairs.classical import (
     gaussian_mixture,
     ppca,
     regression,
+    with_belief,
 )
 from pyro_models.pairs.deep import belief_network, vae
 from pyro_models.pairs.registry import Pair, build, names, options
@@ -28,4 +29,5 @@ __all__ = [
     "ppca",
     "regression",
     "vae",
+    "with_belief",
 ]
