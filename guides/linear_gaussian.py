@@ -65,6 +65,7 @@ class LinearGaussian(nn.Module):
         torch.Size([3, 2])
     """
 
+    accepts_missing = True
     centre: Tensor
 
     def __init__(
@@ -210,6 +211,8 @@ class ExactLinearGaussian(nn.Module):
         >>> ExactLinearGaussian(model)(torch.zeros(3, 5)).shape
         torch.Size([3, 2])
     """
+
+    accepts_missing = True
 
     def __init__(self, model: LinearModel) -> None:
         super().__init__()

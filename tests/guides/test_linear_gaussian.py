@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from guides import Diagonal, ExactLinearGaussian, Full, LinearGaussian
 from pyro_models.errors import DataError, OptionError
 from pyro_models.factor_analysis import FactorAnalysis
-from pyro_models.infer import ELBO, MonteCarloKL, fit, log_weights
+from pyro_models.infer import ELBO, MonteCarloKL, embed, fit, log_weights
 from pyro_models.infer.schedules import Cosine
 from pyro_models.ppca import ProbabilisticPCA
 from tests.unchecked import unchecked
@@ -140,3 +140,14 @@ def test_what_cannot_work_is_refused() -> None:
     for guide in (LinearGaussian(5, 2), ExactLinearGaussian(ProbabilisticPCA(5, 2))):
         with pytest.raises(DataError, match="give x"):
             guide()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_data_with_missing_values_can_be_embedded(exact: bool) -> None:
+    x = torch.tensor([[1.0, 2.0, torch.nan], [0.0, -1.0, 0.5]])
+    model = ProbabilisticPCA(3, 1)
+    guide = ExactLinearGaussian(model) if exact else LinearGaussian(3, 1)
+    found = embed(guide, x).mean
+    assert found.shape == (2, 1)
+    if exact:
+        torch.testing.assert_close(found, model.posterior(x).mean.to(found))
