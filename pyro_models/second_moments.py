@@ -76,13 +76,12 @@ def condense(x: Float[Tensor, "num_data data_dim"]) -> Moments:
     """
     if len(x) == 0:
         raise DataError("x holds no data; give at least one datum")
-    missing = x.isnan()
-    if bool(missing.any()):
-        rows = x[~missing.all(1)].double()
-        return Moments(rows, rows.new_ones(len(rows)), len(x), complete=False)
     mean = x.mean(0, dtype=torch.float64)
-    mean = mean + torch.stack([(part - mean).sum(0) for part in chunks(x)]).sum(0) / len(x)
-    rows = _root(x, mean)
+    if bool(mean.isnan().any()):  # as it is wherever a value is
+        rows = x[~x.isnan().all(1)].double()
+        return Moments(rows, rows.new_ones(len(rows)), len(x), complete=False)
+    rows, shift = _root(x, mean)
+    mean = mean + shift
     size = math.sqrt(len(x))
     values = torch.cat([rows, size * mean[None]])
     ones = torch.zeros(len(values), dtype=torch.float64, device=x.device)
@@ -108,20 +107,27 @@ def chunks(
 
 def _root(
     x: Float[Tensor, "num_data data_dim"], mean: Float[Tensor, " data_dim"]
-) -> Float[Tensor, "rows data_dim"]:
-    """Rows R with R'R the scatter of the data."""
+) -> tuple[Float[Tensor, "rows data_dim"], Float[Tensor, " data_dim"]]:
+    """Rows R with R'R the scatter of the data about their mean, and by how much ``mean`` misses it.
+
+    The first mean of numbers far from 0 is rounded; what is left of the differences from it is not.
+    """
     num_data, dim = x.shape
-    if num_data <= dim:
-        return x.double() - mean
-    if num_data * dim**2 <= _EXACT_WORK:
-        return torch.linalg.qr(x.double() - mean, mode="r").R
+    if num_data * min(num_data, dim) ** 2 <= _EXACT_WORK or num_data <= dim:
+        rows = x.double() - mean
+        shift = rows.mean(0)
+        rows -= shift
+        return (rows if num_data <= dim else torch.linalg.qr(rows, mode="r").R), shift
     scatter = torch.zeros(dim, dim, dtype=torch.float64, device=x.device)
+    total = torch.zeros_like(mean)
     for part in chunks(x):
         rows = part.double() - mean
+        total += rows.sum(0)
         for at in range(0, dim, _BLOCK):  # the lower half, a block of columns at a time
             block = rows[:, at : at + _BLOCK]
             scatter[at:, at : at + _BLOCK] += rows[:, at:].T @ block
-    return _cholesky(scatter)
+    shift = total / num_data
+    return _cholesky(scatter - num_data * shift.outer(shift)), shift
 
 
 def _cholesky(scatter: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
