@@ -225,7 +225,7 @@ class BayesianPPCA(nn.Module):
         values, ones, num_data = self._rows(x)
         z, covariance = posterior.mean.double(), posterior.covariance.double()
         second = z.mT @ z + num_data * covariance  # sum of E z z'
-        alpha = (self.concentration + self.data_dim / 2) / self.alpha_rate.double()
+        alpha = self.expected_precision
         root = cholesky(alpha.diag() + self._precision * second)
         spread = torch.cholesky_inverse(root)
         deviations = values - ones[:, None] * self.mean.double()
@@ -266,6 +266,11 @@ class BayesianPPCA(nn.Module):
         ratio = self.mean_variance.double() / self.mean_scale**2
         shift = self.mean.double().square().sum() / self.mean_scale**2
         return value - 0.5 * (self.data_dim * (ratio - 1 - ratio.log()) + shift)
+
+    @property
+    def expected_precision(self) -> Float[Tensor, " latent_dim"]:
+        """E[alpha_j] of each column of W, in float64: large where the column is off."""
+        return (self.concentration + self.data_dim / 2) / self.alpha_rate.detach().double()
 
     @torch.no_grad()
     def active_dimensions(self) -> int:

@@ -199,11 +199,17 @@ class _Pair:
         }
 
     def observed(self, names: "_Names") -> dict[str, _Variable]:
-        """The data itself, by site."""
-        return {
-            name: names.variable(name, self.nodes[name], self.nodes[name]["value"], self.depth, 0)
-            for name in self.data_sites
-        }
+        """The data itself, by site; what is missing is NaN, whatever the model fills in for it."""
+        found = {}
+        for name in self.data_sites:
+            value = self.nodes[name]["value"]
+            given = [
+                arg for arg in self.args if arg.shape == value.shape and bool(arg.isnan().any())
+            ]
+            for arg in given:
+                value = torch.where(arg.isnan(), arg, value)
+            found[name] = names.variable(name, self.nodes[name], value, self.depth, 0)
+        return found
 
     def _posterior(self, count: int) -> Any:
         with torch.no_grad(), self._plate(count):

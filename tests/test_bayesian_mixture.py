@@ -28,7 +28,7 @@ from pyro_models.normal_wishart import (
     update,
 )
 from pyro_models.starts import KMeans, Start
-from tests.bayesian_cases import clusters, standardised, used
+from tests.real_cases import clusters, standardised, used
 from tests.unchecked import unchecked
 
 DRAWS = 50_000
@@ -156,7 +156,7 @@ def test_from_the_same_start_it_ends_where_scikit_learn_does(name: str, componen
     assert close.all()
 
 
-@pytest.mark.parametrize("name", ["iris", "wine", "synthetic"])
+@pytest.mark.parametrize("name", ["iris", "wine", "breast_cancer", "digits", "synthetic"])
 def test_best_of_five_uses_as_many_components_as_scikit_learns(name: str) -> None:
     x = clusters() if name == "synthetic" else standardised(name)
     theirs = mixture.BayesianGaussianMixture(

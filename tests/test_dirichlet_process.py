@@ -19,7 +19,7 @@ from pyro_models.dirichlet_process import DirichletProcessMixture, GammaPrior, S
 from pyro_models.distributions.wishart_factor import pack, unpack
 from pyro_models.errors import OptionError
 from pyro_models.infer import ELBO, Enumerated, Step, em
-from tests.bayesian_cases import clusters, used
+from tests.real_cases import clusters, used
 from tests.unchecked import unchecked
 
 adam = functools.partial(torch.optim.Adam, lr=0.05)

@@ -1,13 +1,13 @@
 """Factor analysis against scikit-learn and the dense normal."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn import datasets
 from sklearn.decomposition import FactorAnalysis as Theirs
 from torch import Tensor
 from torch.distributions import MultivariateNormal
@@ -16,15 +16,20 @@ from pyro_models.errors import OptionError
 from pyro_models.factor_analysis import FactorAnalysis
 from pyro_models.infer import em
 from pyro_models.linear_gaussian import RandomAxes
+from tests.real_cases import standardised
 
 
 def standardized(name: str) -> Tensor:
-    x = torch.tensor(getattr(datasets, f"load_{name}")().data)
-    return (x - x.mean(0)) / x.std(0, correction=0)
+    if name != "synthetic":
+        return standardised(name)
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    return draw(400, 2) @ draw(2, 8) + draw(400, 8) * torch.linspace(0.3, 1.0, 8)
 
 
 @pytest.mark.parametrize(
-    ("name", "latent_dim"), [("wine", 1), ("wine", 2), ("breast_cancer", 1), ("iris", 3)]
+    ("name", "latent_dim"),
+    [("wine", 1), ("wine", 2), ("breast_cancer", 1), ("iris", 3), ("digits", 2), ("synthetic", 2)],
 )
 def test_em_has_the_score_of_scikit_learn(name: str, latent_dim: int) -> None:
     x = standardized(name)

@@ -293,3 +293,24 @@ def test_same_seed_same_draws() -> None:
         torch.manual_seed(5)
         values.append(group(to_arviz(model, guide, x, num_samples=9), "prior_predictive")["x"])
     np.testing.assert_array_equal(values[0].values, values[1].values)
+
+
+def test_missing_values_are_missing_in_the_observed_data() -> None:
+    class Filled(torch.nn.Module):
+        accepts_missing = True
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                there = ~x.isnan()
+                with pyro.poutine.mask(mask=there):  # type: ignore[call-overload]
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x.nan_to_num())
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    x = torch.tensor([1.0, torch.nan, 0.0])
+    idata = to_arviz(Filled(), guide, x, num_samples=2)
+    np.testing.assert_array_equal(idata.observed_data["x"].values, x.numpy())
+    assert idata.log_likelihood["x"].values[..., 1].tolist() == [[0.0, 0.0]]

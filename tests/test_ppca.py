@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro import poutine
-from sklearn import datasets
 from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.distributions import MultivariateNormal
@@ -22,6 +21,7 @@ from pyro_models.errors import DataError, NonFiniteError, OptionError
 from pyro_models.linear_gaussian import RandomAxes
 from pyro_models.ppca import ProbabilisticPCA
 from pyro_models.second_moments import condense, leading_eigenpairs
+from tests.real_cases import standardised
 from tests.unchecked import unchecked
 
 KINDS = ["wide", "tall", "few", "most", "rank", "constant", "offset", "large"]
@@ -74,10 +74,9 @@ def test_the_closed_form_is_that_of_scikit_learn(kind: str) -> None:
     assert np.allclose(np.abs((theirs.components_ @ axes.numpy()).diagonal()), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["iris", "wine", "breast_cancer"])
+@pytest.mark.parametrize("name", ["iris", "wine", "breast_cancer", "digits"])
 def test_real_data_have_the_scores_of_scikit_learn(name: str) -> None:
-    x = torch.tensor(getattr(datasets, f"load_{name}")().data)
-    x = (x - x.mean(0)) / x.std(0, correction=0)
+    x = standardised(name)
     for q in (1, 3):
         theirs = PCA(q).fit(x.numpy())
         model = fitted(x, q, correction=1)

@@ -61,6 +61,7 @@ def em(
     epochs: int = 1000,
     tolerance: float = 1e-8,
     restarts: int | None = None,
+    start: Any = None,
     stepwise: Stepwise | None = None,
     seed: int | None = None,
     progress: bool = True,
@@ -89,6 +90,8 @@ def em(
         tolerance: The fit ends when an epoch raises the bound by less, in nats per datum.
         restarts: How many times to start, from ``model.initialize(x, generator=...)``, and keep the
             best bound. ``None`` goes on from the parameters that the model has.
+        start: What kind of start, for the model's ``initialize``, such as ``RandomData()`` of
+            ``pyro_models.starts``; its own default if not given.
         stepwise: ``Stepwise(batch_size)``: M-steps from running averages over minibatches.
         seed: Of restarts and minibatches; ``None`` draws one from torch's global generator.
         progress: Whether to show progress.
@@ -128,6 +131,8 @@ def em(
         ('CONVERGED', [-2.5, 4.5])
     """
     _check_options(model, epochs, tolerance, restarts, stepwise)
+    if start is not None and restarts is None:
+        raise OptionError(f"start={start!r} goes with restarts; give restarts=1 for one such start")
     seed = choose_seed(seed)
     (data,) = as_arguments(x, model)
     if callable(check := getattr(model, "check", None)):
@@ -135,7 +140,10 @@ def em(
     display = make_display(progress, 0, epochs * (restarts or 1))
     try:
         with Interrupt() as interrupt, torch.no_grad():
-            ascent = _Ascent(model, data, epochs, tolerance, stepwise, seed, display, interrupt)
+            options = {} if start is None else {"start": start}
+            ascent = _Ascent(
+                model, data, epochs, tolerance, stepwise, seed, display, interrupt, options
+            )
             outcome, message = ascent.best_of(restarts)
     finally:
         display.close()
@@ -213,6 +221,7 @@ class _Ascent:
     seed: int
     display: Display
     interrupt: Interrupt
+    options: dict[str, Any]
     start: float = field(default_factory=time.perf_counter)
 
     def best_of(self, restarts: int | None) -> tuple[_Outcome, str]:
@@ -224,7 +233,7 @@ class _Ascent:
         bounds = []
         for number in range(restarts):
             generator = torch.Generator().manual_seed(self._seed_of(number))
-            self.model.initialize(self.x, generator=generator)
+            self.model.initialize(self.x, generator=generator, **self.options)
             outcome = self._climb(number)
             bounds.append(outcome.bound)
             if outcome.bound > best.bound:

@@ -51,5 +51,5 @@ def relevance(x: Float[Tensor, "num_data data_dim"]) -> Relevance | None:
     except DataError:
         return None
     em(model, x, epochs=_EPOCHS, tolerance=_TOLERANCE, seed=0, progress=False)
-    precision = (model.concentration + data_dim / 2) / model.alpha_rate.detach().double()
+    precision = model.expected_precision
     return Relevance(precision.sort().values, model.active_dimensions())

@@ -1,5 +1,7 @@
 """The model's own belief as a guide."""
 
+from typing import Any
+
 import pyro
 import pytest
 import torch
@@ -40,13 +42,14 @@ def test_the_component_given_what_is_shared_is_bayes_rule() -> None:
     x = data()
     pair = pairs.with_belief(pairs.build("bayesian_gaussian_mixture", x, num_components=3))
     trace = pyro.poutine.trace(pair.guide).get_trace(x)
-    nodes = trace.nodes
+    nodes: dict[str, Any] = dict(trace.nodes)
     model = pyro.poutine.trace(pyro.poutine.replay(pair.model, trace)).get_trace(x)
     weights = nodes["weights"]["value"]
     found = nodes["component"]["fn"].logits.log_softmax(-1)
     component = nodes["component"]["value"]
     model.compute_log_prob()
-    joint = model.nodes["x"]["log_prob"] + weights[component].log()
+    observed: Any = model.nodes["x"]
+    joint = observed["log_prob"] + weights[component].log()
     evidence = joint - found[torch.arange(len(x)), component]
     again = pyro.poutine.trace(
         pyro.poutine.condition(
@@ -54,7 +57,8 @@ def test_the_component_given_what_is_shared_is_bayes_rule() -> None:
         )
     ).get_trace(x)
     again.compute_log_prob()
-    other = again.nodes["x"]["log_prob"] + weights[(component + 1) % 3].log()
+    observed = again.nodes["x"]
+    other = observed["log_prob"] + weights[(component + 1) % 3].log()
     torch.testing.assert_close(
         other - found[torch.arange(len(x)), (component + 1) % 3], evidence, atol=1e-3, rtol=1e-4
     )

@@ -129,6 +129,23 @@ def test_of_several_starts_the_best_is_kept() -> None:
     assert one.stop_message.startswith("best of 8 starts")
 
 
+def test_the_kind_of_start_is_handed_on() -> None:
+    class Chosen(Means):
+        starts: list[str]
+
+        def initialize(self, x: Tensor, generator: torch.Generator, start: str = "own") -> None:
+            self.starts.append(start)
+            super().initialize(x, generator)
+
+    model = Chosen(0.0, 0.0)
+    model.starts = []
+    em(model, data(), restarts=2, start="random", seed=0, progress=False)
+    em(model, data(), restarts=1, seed=0, progress=False)
+    assert model.starts == ["random", "random", "own"]
+    with pytest.raises(OptionError, match="start='random' goes with restarts"):
+        em(model, data(), start="random", progress=False)
+
+
 def test_stepwise_reaches_the_same_place() -> None:
     x = data(3000)
     full = em(Means(-0.5, 0.4), x, progress=False)

@@ -1,13 +1,18 @@
-"""Data and checks that the tests of the Bayesian mixtures share."""
+"""Data sets and checks that the tests of several models share."""
 
 import torch
-from sklearn.datasets import load_iris, load_wine
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 
 def standardised(name: str) -> Tensor:
-    """Iris or wine with columns of mean 0 and variance 1, in float64."""
-    values = {"iris": load_iris, "wine": load_wine}[name]().data
+    """A set with columns of mean 0 and variance 1, in float64; of digits ten principal axes."""
+    sets = {"iris": load_iris, "wine": load_wine, "breast_cancer": load_breast_cancer}
+    if name == "digits":
+        values = PCA(10, random_state=0).fit_transform(load_digits().data)
+    else:
+        values = sets[name]().data
     return torch.as_tensor((values - values.mean(0)) / values.std(0))
 
 
