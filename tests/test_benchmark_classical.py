@@ -19,4 +19,3 @@ def test_contenders_reach_the_same_likelihood(tmp_path: Path) -> None:
         theirs = next(value for name, value in found.items() if "scikit" in name)
         assert found == {name: pytest.approx(theirs, abs=tolerance) for name in found}
     assert [row["N"] for row in result["svi"]["by_num_data"]] == [1000, 2000]
-    assert result["svi"]["stock_over_ours"]["median"] > 0

@@ -309,7 +309,9 @@ def test_the_other_version_of_arviz_is_asked_in_its_own_words(monkeypatch):
             return xarray.DataArray(weights), xarray.DataArray(k)
 
     if not hasattr(loo.arviz, "InferenceData"):
-        pytest.skip("this is that version")
+        pytest.skip(
+            "this ArviZ has no InferenceData: it is the version that would be compared with"
+        )
     old = loo.arviz.psislw
     here = loo._psis(np.random.default_rng(0).normal(size=(2, 100)))
     monkeypatch.setattr(loo, "arviz", types.ModuleType("arviz"))

@@ -311,7 +311,6 @@ class TestRefusals:
 
 def test_the_record_shows_itself(capsys: pytest.CaptureFixture[str]) -> None:
     result = em(Means(-0.5, 0.4), data(), seed=0)
-    assert "converg" not in repr(result)
     assert "the bound rose by less than the tolerance" in repr(result)
     assert "<img" in result._repr_html_()
     assert "elbo" in capsys.readouterr().err
