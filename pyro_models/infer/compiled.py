@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from pyro_models.infer.dry_run import preserved_rng
+from pyro_models.infer.scalars import split_scalars
 from pyro_models.infer.scope import restore
 
 
@@ -119,12 +120,18 @@ def compile_graph(
             torch._dynamo.mark_static_address(tensor)
         # Not the module itself: calling one costs several microseconds more.
         return torch.compile(graph.forward, dynamic=False, mode="reduce-overhead")
+    inputs = [*batch, *state]
+    halves = split_scalars(graph, inputs, _compile_on_cpu)
+    return _compile_on_cpu(graph, inputs) if halves is None else halves
+
+
+def _compile_on_cpu(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     known = torch._inductor.list_options()
     options = {key: value for key, value in _CPU_OPTIONS.items() if key in known}
     with torch.no_grad(), warnings.catch_warnings():
         # Of what the compiler itself still uses in torch: there is nothing that a user should do.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
-        return torch._inductor.compile(graph, [*batch, *state], options)
+        return torch._inductor.compile(graph, inputs, options)
 
 
 def _trace(
