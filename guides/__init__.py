@@ -10,6 +10,7 @@ from guides.factors import BetaFactor, Factor, KumaraswamyFactor, NormalFactor
 from guides.full_rank import FullRank
 from guides.linear_gaussian import ExactLinearGaussian, LinearGaussian
 from guides.mean_field import MeanField
+from guides.mixture_codes import MixtureCodes
 from guides.point import Point
 from guides.responsibilities import ConditionalResponsibilities, Responsibilities
 
@@ -30,6 +31,7 @@ __all__ = [
     "KumaraswamyFactor",
     "LinearGaussian",
     "MeanField",
+    "MixtureCodes",
     "NormalFactor",
     "Point",
     "Responsibilities",

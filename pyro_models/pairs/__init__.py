@@ -10,6 +10,7 @@ from pyro_models.pairs.classical import (
     regression,
     with_belief,
 )
+from pyro_models.pairs.clustered import gmvae, vade
 from pyro_models.pairs.deep import belief_network, vae
 from pyro_models.pairs.registry import Pair, build, names, options
 from pyro_models.pairs.suited import default_likelihood
@@ -24,10 +25,12 @@ __all__ = [
     "factor_analysis",
     "gaussian",
     "gaussian_mixture",
+    "gmvae",
     "names",
     "options",
     "ppca",
     "regression",
+    "vade",
     "vae",
     "with_belief",
 ]

@@ -146,6 +146,16 @@ CASES: dict[str, Case] = {
     ),
 }
 CASES |= {
+    "gmvae": Case("gmvae", binary, lambda: _small(num_components=3)),
+    "gmvae/deep": Case(
+        "gmvae",
+        real,
+        lambda: _small(hidden=(5, 4), component_hidden=(3, 2), covariance=guides.Full()),
+    ),
+    "vade": Case("vade", binary, lambda: _small(num_components=3)),
+    "vade/full": Case("vade", real, lambda: _small(covariance=guides.Full())),
+}
+CASES |= {
     "gaussian": Case("gaussian", real, exact=True),
     "gaussian/spherical": Case("gaussian", real, lambda: {"covariance": Spherical()}, exact=True),
     **{
