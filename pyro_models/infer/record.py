@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_models.infer.draws import PathFactor
 from pyro_models.infer.sites import Site, is_point_mass, reduce_to_weights
+from pyro_models.infer.sums import NO_SUMS, Sums
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class LogWeights:
     """A scale that the user put on every site alike (``poutine.scale``), 1 without one."""
     paths: PathFactor = field(default_factory=PathFactor)
     """Where an objective that runs with ``PathsOnly`` puts the weight of each draw's path."""
+    sums: Sums = NO_SUMS
+    """The guide's latents over which log-densities are averaged exactly."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What an objective found out about the run, for itself."""
 
@@ -166,5 +169,5 @@ class LogWeights:
         return (rest + local.sum(-1)).unsqueeze(-1) if self.is_joint else local
 
     def reduce(self, site: Site, batch: Tensor) -> Tensor:
-        """Bring a tensor of the site's batch shape to ``(K, B)`` or ``(K,)``, masked and scaled."""
-        return reduce_to_weights(site, batch, self.num_particles, self.batch_size)
+        """A tensor of a site's batch shape as ``(K, B)`` or ``(K,)``, masked, scaled, averaged."""
+        return reduce_to_weights(site, batch, self.num_particles, self.batch_size, self.sums)

@@ -10,7 +10,8 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from pyro_models.errors import SiteMismatchError
+from pyro_models.errors import OptionError, SiteMismatchError
+from pyro_models.infer.sums import NO_SUMS, Sums
 from pyro_models.programs import DATA_PLATE
 
 PARTICLES = "_particles"
@@ -111,6 +112,7 @@ class Layout:
     frame: CondIndepStackFrame | None
     scale: float
     columns: dict[int, int]
+    sums: Sums = NO_SUMS
 
     def site(self, node: dict[str, Any], *, drawn: bool, detached: bool = False) -> Site:
         """The site with densities in the shape of its batch, its scale freed of the data plate's.
@@ -127,9 +129,18 @@ class Layout:
         parts = fn.score_parts(*given, **node["kwargs"]) if drawn else None
         log_prob = fn.log_prob(*given, **node["kwargs"]) if parts is None else parts.log_prob
         for shape in (fn.batch_shape, log_prob.shape):
-            _check_shape(node["name"], shape, frames, self.depth, self.particles)
+            _check_shape(node["name"], shape, frames, self.depth, self.particles, self.sums.sizes)
+            self.sums.check(node["name"], shape, node["cond_indep_stack"])
         factor = node["scale"] / self.scale if own is not None else node["scale"]
         score = None if parts is None or is_zero(parts.score_function) else parts.score_function
+        if node["name"] in self.sums.names:
+            score = None  # a sum is differentiated through its probabilities
+        elif score is not None and (sums := self.sums.among(log_prob.shape)):
+            raise OptionError(
+                f"site {node['name']!r} is a {type(fn).__name__}, whose draws have no path, and is "
+                f"drawn for each value of {sums[0].name!r}, which is summed over; name both in "
+                "summed, or neither"
+            )
         return Site(
             name=node["name"],
             fn=fn,
@@ -166,15 +177,20 @@ class Layout:
             score = reduce_to_weights(
                 replace(site, mask=None, factor=1.0), score, self.particles, batch
             )
-        log_prob = reduce_to_weights(site, site.log_prob, self.particles, batch)
+        log_prob = reduce_to_weights(site, site.log_prob, self.particles, batch, self.sums)
         return replace(site, log_prob=log_prob, score=score)
 
 
 def _check_shape(
-    name: str, shape: torch.Size, frames: list[CondIndepStackFrame], depth: int, particles: int
+    name: str,
+    shape: torch.Size,
+    frames: list[CondIndepStackFrame],
+    depth: int,
+    particles: int,
+    summed: dict[int, int],
 ) -> None:
     """Refuse a dimension that is no plate's: it would be taken for particles, or summed away."""
-    allowed = {f.dim: f.size for f in frames if f.vectorized} | {-depth - 1: particles}
+    allowed = {f.dim: f.size for f in frames if f.vectorized} | {-depth - 1: particles} | summed
     for dim in range(-len(shape), 0):
         if shape[dim] not in (1, allowed.get(dim, 1)):
             hint = (
@@ -190,8 +206,10 @@ def _check_shape(
             )
 
 
-def reduce_to_weights(site: Site, batch: Tensor, particles: int, size: int) -> Tensor:
-    """Mask, scale and sum a tensor of the site's batch shape to ``(K, B)`` or ``(K,)``."""
+def reduce_to_weights(
+    site: Site, batch: Tensor, particles: int, size: int, sums: Sums = NO_SUMS
+) -> Tensor:
+    """Mask, scale, average and sum a tensor of a site's batch shape to ``(K, B)`` or ``(K,)``."""
     if site.mask is not None and site.mask is not True:
         batch = (
             torch.zeros_like(batch)
@@ -202,6 +220,7 @@ def reduce_to_weights(site: Site, batch: Tensor, particles: int, size: int) -> T
         )
     if isinstance(site.factor, Tensor) or site.factor != 1.0:
         batch = batch * site.factor
+    batch = sums.expectation(batch)
     particle_dim, data_dim = site.dims
     depth = -(particle_dim or -1)
     batch = batch.reshape((1,) * (depth - batch.dim()) + batch.shape)

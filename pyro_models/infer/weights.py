@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Hashable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from pyro_models.infer.sites import (
     plate_depth,
     samples,
 )
+from pyro_models.infer.sums import NO_SUMS, SideBySide, Sums
 
 Program = Callable[..., Any]
 
@@ -89,6 +90,7 @@ def run_pair(
     *,
     num_particles: int = 1,
     draws: Draws = ON_PATHS,
+    summed: tuple[str, ...] = (),
 ) -> LogWeights:
     """What ``log_weights`` does, for objectives that differentiate draws in their own way.
 
@@ -99,28 +101,33 @@ def run_pair(
         kwargs: Given to both.
         num_particles: K.
         draws: How densities see the draws.
+        summed: Discrete latents of the guide that are summed over instead of drawn: densities in
+            the record are expectations over them. Draws must be ``OnPaths``.
 
     Raises:
         OptionError: If ``num_particles`` is less than 1, or ``draws`` needs paths where there are
-            none.
+            none, or a latent cannot be summed over.
         SiteMismatchError: As ``log_weights``.
     """
     if num_particles < 1:
         raise OptionError(f"num_particles is {num_particles}; it must be at least 1")
     nesting = None
-    if num_particles > 1:
+    if num_particles > 1 or summed:
         nesting = _plate_nesting(model, guide, args, kwargs)
-        particles = pyro.plate(PARTICLES, num_particles, dim=-nesting - 1)
+    if num_particles > 1:
+        particles = pyro.plate(PARTICLES, num_particles, dim=-(nesting or 0) - 1)
         model, guide = particles(model), particles(guide)
     factor = PathFactor()
     fixed: dict[str, Tensor] = {}
-    with Detach(draws) if isinstance(draws, Detached) else nullcontext():
+    side_by_side = SideBySide(summed, -(nesting or 0) - 2)
+    with Detach(draws) if isinstance(draws, Detached) else side_by_side:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    sums = side_by_side.sums(guide_trace)
     if isinstance(draws, PathsOnly):
         guide_trace, fixed = paths_only(guide, guide_trace, factor, (args, kwargs))
     model_trace = rerun(model, guide_trace, {}, (args, kwargs))
     weights, factor.layout = record_run(
-        guide_trace, model_trace, num_particles, nesting, draws, fixed
+        guide_trace, model_trace, num_particles, nesting, draws, fixed, sums
     )
     weights = replace(weights, paths=factor)
     if isinstance(draws, OnPaths) and draws.and_constants:
@@ -202,6 +209,7 @@ def record_run(
     nesting: int | None,
     draws: Draws = ON_PATHS,
     fixed: dict[str, Tensor] = {},  # noqa: B006 (never changed)
+    sums: Sums = NO_SUMS,
 ) -> tuple[LogWeights, Layout]:
     """The record of two traces, the model's at the guide's draws, and where things lie in it."""
     _check_sites(model_trace, guide_trace)
@@ -210,7 +218,7 @@ def record_run(
     batch = frame.size if frame is not None else 0
     total = frame.full_size or frame.size if frame is not None else 1
     columns = columns_of(frame, model_trace, guide_trace)
-    layout = Layout(depth, particles, frame, total / batch if batch else 1.0, columns)
+    layout = Layout(depth, particles, frame, total / batch if batch else 1.0, columns, sums)
     model = {n["name"]: layout.site(n, drawn=False) for n in samples(model_trace)}
     guide = {}
     for node in samples(guide_trace):
@@ -228,6 +236,7 @@ def record_run(
         batch_size=batch,
         num_data=total,
         common_scale=common,
+        sums=sums,
     )
     return weights, layout
 

@@ -12,7 +12,7 @@ from pyro_models.errors import OptionError
 from pyro_models.infer.objectives.base import Estimate, Objective
 from pyro_models.infer.record import LogWeights
 from pyro_models.infer.sites import Site, is_point_mass
-from pyro_models.infer.weights import Program
+from pyro_models.infer.weights import Program, run_pair
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,32 @@ class ELBO(Objective):
     what lies outside the data plate (of all data where the guide draws a global latent after it).
     Both are unbiased.
 
+    A discrete latent k of the guide named in ``summed`` is not drawn: its part of the expectation
+    is the sum over its values, :math:`\sum_k q(k \mid \cdot) [\dots]`, and is differentiated
+    through q(k), without a score function. Latents that the guide draws given k are drawn for each
+    of its values, as are the networks run that see k; all else is drawn and run once. Latents
+    outside the data plate can be summed over, and several, which takes the product of their
+    numbers of values where a term depends on all. A latent under a mask weighs other terms with its
+    whole q.
+
     Args:
         num_particles: K, draws from the guide averaged.
         kl: ``AnalyticKL()`` or ``MonteCarloKL()``.
+        summed: Names of discrete latents that the guide samples and that are summed over.
 
     Raises:
-        OptionError: If an argument cannot work.
+        OptionError: If an argument cannot work; at the first run, if the guide does not sample a
+            name in ``summed``, if its values cannot be listed, or if another latent that has no
+            path is drawn given it.
+        SiteMismatchError: At the first run, if a site outside the plate of a latent in ``summed``
+            depends on it.
 
     References:
         Kingma and Welling 2014, "Auto-Encoding Variational Bayes", https://arxiv.org/abs/1312.6114
         Ranganath et al. 2014, "Black Box Variational Inference", https://arxiv.org/abs/1401.0118
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import math, pyro, pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -95,16 +108,49 @@ class ELBO(Objective):
         1.2655
         >>> ELBO().terms(model, guide, x).analytic
         ('z',)
+
+        A mixture, whose guide may be wrong about the component:
+
+        >>> means = torch.tensor([-1.0, 2.0])
+        >>> def mixture(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         k = pyro.sample("k", dist.Categorical(torch.tensor([0.4, 0.6])))
+        ...         pyro.sample("x", dist.Normal(means[k], 1.0), obs=x)
+        >>> def assign(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("k", dist.Categorical(torch.tensor([0.5, 0.5])))
+        >>> x = torch.zeros(1)
+        >>> round(ELBO(summed=("k",)).loss(mixture, assign, x), 4)  # the same at each run
+        2.1893
+        >>> gain = torch.tensor([0.4, 0.6]).log() + dist.Normal(means, 1.0).log_prob(x)
+        >>> round(-gain.mean().item() - math.log(2), 4)
+        2.1893
     """
 
-    def __init__(self, num_particles: int = 1, kl: AnalyticKL | MonteCarloKL = AnalyticKL()):
+    def __init__(
+        self,
+        num_particles: int = 1,
+        kl: AnalyticKL | MonteCarloKL = AnalyticKL(),
+        summed: tuple[str, ...] = (),
+    ):
         super().__init__(num_particles)
         if not isinstance(kl, AnalyticKL | MonteCarloKL):
             raise OptionError(f"kl is {kl!r}; give AnalyticKL() or MonteCarloKL()")
+        if not isinstance(summed, tuple) or not all(isinstance(name, str) for name in summed):
+            raise OptionError(f'summed={summed!r} is no tuple of site names; write ("component",)')
         self.kl = kl
+        self.summed = summed
 
     def __repr__(self) -> str:
-        return f"ELBO(num_particles={self.num_particles}, kl={self.kl})"
+        summed = f", summed={self.summed!r}" if self.summed else ""
+        return f"ELBO(num_particles={self.num_particles}, kl={self.kl}{summed})"
+
+    def weights(
+        self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]
+    ) -> LogWeights:
+        """Run the pair, with latents in ``summed`` summed over; see ``Objective.weights``."""
+        count = self.num_particles
+        return run_pair(model, guide, args, kwargs, num_particles=count, summed=self.summed)
 
     def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
         """Estimate the ELBO from one run; see ``Objective.estimate``."""
