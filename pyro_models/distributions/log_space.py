@@ -103,3 +103,17 @@ def loglog_of(
     vanishing = torch.exp(-torch.where(large, t, torch.full_like(t, _LARGE)))
     near = torch.log(-torch.log1p(-torch.exp(-torch.where(large, torch.ones_like(t), t))))
     return torch.where(below, small, torch.where(large, -t + vanishing / 2, near))
+
+
+def inside(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Numbers moved to the nearest one strictly between 0 and 1 that the type has.
+
+    Args:
+        value: Numbers, of which 0 and 1 and those beyond are moved.
+
+    Example:
+        >>> inside(torch.tensor([0.0, 0.5, 1.0])).tolist()
+        [1.1754943508222875e-38, 0.5, 0.9999999403953552]
+    """
+    limits = torch.finfo(value.dtype)
+    return value.clamp(limits.tiny, 1 - limits.eps / 2)

@@ -8,11 +8,17 @@ The last piece takes what is left, so that the K pieces sum to one. Fractions co
 ``Logs``, so that none is lost where a piece takes all or nothing of what is left.
 """
 
+from typing import Any, final
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.transforms import Transform
 from torch.nn.functional import pad
 
 from pyro_models.distributions.kumaraswamy import Logs
+from pyro_models.distributions.log_space import inside
 
 
 def logs_of(v: Float[Tensor, "*shape"]) -> Logs:
@@ -93,3 +99,54 @@ def log_abs_det(sticks: Logs) -> Float[Tensor, "*batch"]:
         tensor(0.2000)
     """
     return sticks.log1m_v.cumsum(-1)[..., :-1].sum(-1)
+
+
+@final
+class StickBreaking(Transform):
+    r"""The map from fractions in (0, 1) to the pieces of a stick, for ``TransformedDistribution``.
+
+    It takes K - 1 numbers to the open simplex of K; its Jacobian is that of the first K - 1
+    pieces. ``torch.distributions.StickBreakingTransform`` is another map: from all real numbers,
+    of which it takes the logistic function after an offset that depends on the place, so that 0
+    means equal pieces.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import Beta, TransformedDistribution
+        >>> StickBreaking()(torch.tensor([0.5, 0.5]))
+        tensor([0.5000, 0.2500, 0.2500])
+        >>> fractions = Beta(torch.ones(4), 5 * torch.ones(4))
+        >>> TransformedDistribution(fractions, [StickBreaking()]).event_shape
+        torch.Size([5])
+    """
+
+    domain = constraints.independent(constraints.unit_interval, 1)
+    codomain = constraints.simplex
+    bijective = True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StickBreaking)
+
+    def __hash__(self) -> int:
+        return hash(StickBreaking)
+
+    def _call(self, x: Float[Tensor, "*batch sticks"]) -> Float[Tensor, "*batch pieces"]:
+        return log_weights_of_sticks(logs_of(inside(x))).exp()
+
+    def _inverse(self, y: Float[Tensor, "*batch pieces"]) -> Float[Tensor, "*batch sticks"]:
+        logs = sticks_of_log_weights(y.clamp_min(torch.finfo(y.dtype).tiny).log())
+        return inside(logs.log_v.exp())
+
+    def log_abs_det_jacobian(
+        self, x: Float[Tensor, "*batch sticks"], y: Float[Tensor, "*batch pieces"]
+    ) -> Float[Tensor, "*batch"]:
+        """Logarithm of the determinant, of the first K - 1 pieces ``y`` by the fractions ``x``."""
+        return log_abs_det(logs_of(inside(x)))
+
+    def forward_shape(self, shape: Any) -> Any:
+        """One more piece than there are fractions."""
+        return torch.Size((*shape[:-1], shape[-1] + 1))
+
+    def inverse_shape(self, shape: Any) -> Any:
+        """One fraction fewer than there are pieces."""
+        return torch.Size((*shape[:-1], shape[-1] - 1))
