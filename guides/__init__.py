@@ -3,6 +3,13 @@
 from guides.amortized_bernoulli import AmortizedBernoulli
 from guides.amortized_categorical import AmortizedCategorical
 from guides.amortized_normal import AmortizedNormal
+from guides.amortized_sticks import (
+    AmortizedBeta,
+    AmortizedGammaRatio,
+    AmortizedKumaraswamy,
+    AmortizedLogitNormal,
+    AmortizedSticks,
+)
 from guides.belief import Belief
 from guides.covariance import Covariance, Diagonal, Full
 from guides.empty import Empty
@@ -13,13 +20,26 @@ from guides.mean_field import MeanField
 from guides.mixture_codes import MixtureCodes
 from guides.point import Point
 from guides.responsibilities import ConditionalResponsibilities, Responsibilities
+from guides.stick_families import (
+    BetaSticks,
+    GammaRatioSticks,
+    KumaraswamySticks,
+    LogitNormalSticks,
+    StickFamily,
+)
 
 __all__ = [
     "AmortizedBernoulli",
+    "AmortizedBeta",
     "AmortizedCategorical",
+    "AmortizedGammaRatio",
+    "AmortizedKumaraswamy",
+    "AmortizedLogitNormal",
     "AmortizedNormal",
+    "AmortizedSticks",
     "Belief",
     "BetaFactor",
+    "BetaSticks",
     "ConditionalResponsibilities",
     "Covariance",
     "Diagonal",
@@ -28,11 +48,15 @@ __all__ = [
     "Factor",
     "Full",
     "FullRank",
+    "GammaRatioSticks",
     "KumaraswamyFactor",
+    "KumaraswamySticks",
     "LinearGaussian",
+    "LogitNormalSticks",
     "MeanField",
     "MixtureCodes",
     "NormalFactor",
     "Point",
     "Responsibilities",
+    "StickFamily",
 ]

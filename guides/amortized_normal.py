@@ -13,6 +13,7 @@ from guides.covariance import Covariance, Diagonal
 from pyro_models.errors import DataError, OptionError
 from pyro_models.networks import MLP, as_batch, first_parameter
 from pyro_models.options import positive_int
+from pyro_models.own_networks import outputs_of, own_or_perceptron
 from pyro_models.programs import announce, data_plate
 
 
@@ -58,11 +59,6 @@ class AmortizedNormal(nn.Module):
         preprocess: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if encoder is not None and not (hidden is None and activation is None):
-            raise OptionError(
-                "hidden and activation describe the built-in encoder; give them or an encoder of "
-                "your own, not both"
-            )
         if not isinstance(covariance, Covariance):
             raise OptionError(
                 f"covariance={covariance!r} is none; give guides.Diagonal() or guides.Full()"
@@ -72,17 +68,16 @@ class AmortizedNormal(nn.Module):
         self.covariance = covariance
         self.outputs = covariance.num_outputs(latent_dim)
         self.preprocess = nn.Identity() if preprocess is None else preprocess
+        sizes = (data_dim, self.outputs)
+        self.encoder = own_or_perceptron("encoder", encoder, sizes, hidden, activation)
         if encoder is None:
-            widths = (200,) if hidden is None else hidden
-            encoder = self._perceptron(widths, activation or nn.Tanh)
-        self.encoder = encoder
+            self._uncorrelate(self.encoder)
 
-    def _perceptron(self, hidden: Sequence[int], activation: type[nn.Module]) -> MLP:
-        network = MLP(self.data_dim, hidden, self.outputs, activation)
-        with torch.no_grad():
-            # Correlations, if any, start at zero: many random ones would start far from any prior.
-            network.output.weight[2 * self.latent_dim :] = 0
-        return network
+    @torch.no_grad()
+    def _uncorrelate(self, encoder: nn.Module) -> None:
+        """Start correlations, if any, at zero: many random ones would start far from any prior."""
+        if isinstance(encoder, MLP):
+            encoder.output.weight[2 * self.latent_dim :] = 0
 
     def forward(
         self, x: Shaped[Tensor, "batch *datum"] | None = None, num_data: int | None = None
@@ -120,11 +115,6 @@ class AmortizedNormal(nn.Module):
             >>> guide.posterior(torch.zeros(5, 3, 4)).mean.shape
             torch.Size([5, 3, 2])
         """
-        outputs = self.encoder(self.preprocess(x))
-        if outputs.shape != (expected := (*x.shape[:-1], self.outputs)):
-            raise OptionError(
-                f"the encoder turned {tuple(x.shape)} into {tuple(outputs.shape)}, but "
-                f"{self.covariance} expects {expected}; change its output layer, or wrap it in "
-                "pyro_models.networks.Folded if it knows one batch dimension only"
-            )
+        seen = self.preprocess(x)
+        outputs = outputs_of("encoder", self.encoder, seen, self.outputs, self.covariance)
         return self.covariance.normal(outputs, self.latent_dim)

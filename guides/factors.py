@@ -12,14 +12,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from guides.concentrations import LEAST, MOST, concentration_of, raw_concentration
 from guides.global_latents import Latent
 from pyro_models.distributions.kumaraswamy import Kumaraswamy
 from pyro_models.errors import OptionError
 from pyro_models.networks import bounded_softplus
 from pyro_models.options import positive_float
-
-# Bounds of a Beta's and a Kumaraswamy's concentrations.
-_LEAST, _MOST = 1e-2, 1e5
 
 
 class FactorModule(nn.Module, ABC):
@@ -190,26 +188,17 @@ class _Fractions(FactorModule):
         return self._family(*self._concentrations()).to_event(self._latent.event_dim)
 
     def _concentrations(self) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-        return _positive(self.log_a), _positive(self.log_b)
+        return concentration_of(self.log_a), concentration_of(self.log_b)
 
     def center(self) -> Tensor:
         return self._family(*self._concentrations()).mean
 
     def move(self, real: Tensor) -> None:
-        a = (self._strength * real.sigmoid()).clamp(2 * _LEAST, _MOST / 2)
-        b = (self._strength * (-real).sigmoid()).clamp(2 * _LEAST, _MOST / 2)
+        a = (self._strength * real.sigmoid()).clamp(2 * LEAST, MOST / 2)
+        b = (self._strength * (-real).sigmoid()).clamp(2 * LEAST, MOST / 2)
         if self._family is Kumaraswamy:
             # Its median is where the Beta's mean is.
             b = -math.log(2) / torch.log1p(-(real.sigmoid().clamp(1e-6, 1 - 1e-6) ** a))
-            b = b.clamp(2 * _LEAST, _MOST / 2)
-        self.log_a.copy_(_unpositive(a))
-        self.log_b.copy_(_unpositive(b))
-
-
-def _positive(raw: Tensor) -> Tensor:
-    return bounded_softplus(raw, floor=_LEAST, ceiling=_MOST)
-
-
-def _unpositive(value: Tensor) -> Tensor:
-    s = (value - _LEAST) / (1 - (value - _LEAST) / _MOST)  # softplus of the raw number
-    return s + torch.log(-torch.expm1(-s))
+            b = b.clamp(2 * LEAST, MOST / 2)
+        self.log_a.copy_(raw_concentration(a))
+        self.log_b.copy_(raw_concentration(b))

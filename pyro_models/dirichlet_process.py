@@ -18,6 +18,7 @@ from pyro_models.bayesian_components import (
     start_responsibilities,
 )
 from pyro_models.distributions.stick_breaking import log_weights_of_sticks, logs_of
+from pyro_models.distributions.stick_fractions import log_weights_at
 from pyro_models.errors import OptionError
 from pyro_models.networks import as_batch
 from pyro_models.options import positive_float, positive_int
@@ -47,12 +48,6 @@ class GammaPrior:
     def __post_init__(self) -> None:
         positive_float("shape", self.shape)
         positive_float("rate", self.rate)
-
-
-def log_weights_at(v: Float[Tensor, "*lead sticks"]) -> Float[Tensor, "*lead components"]:
-    """Logarithms of the weights that sticks leave, which rounding never makes infinite."""
-    limits = torch.finfo(v.dtype)
-    return log_weights_of_sticks(logs_of(v.clamp(limits.tiny, 1 - limits.eps / 2)))
 
 
 @final

@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from pyro_models.errors import OptionError
 from pyro_models.likelihoods import Bernoulli, Likelihood
-from pyro_models.likelihoods.parts import check_data, require_likelihood, start_at_mean
-from pyro_models.networks import MLP, as_batch, first_parameter
+from pyro_models.likelihoods.parts import (
+    check_data,
+    output_bias_of,
+    require_likelihood,
+    start_at_mean,
+)
+from pyro_models.networks import as_batch, first_parameter
 from pyro_models.options import positive_int
+from pyro_models.own_networks import outputs_of, own_or_perceptron
 from pyro_models.priors import StandardNormal
 from pyro_models.programs import announce, data_plate
 
@@ -66,11 +72,6 @@ class VAE(nn.Module):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if decoder is not None and not (hidden is None and activation is None):
-            raise OptionError(
-                "hidden and activation describe the built-in decoder; give them or a decoder of "
-                "your own, not both"
-            )
         self.data_dim = positive_int("data_dim", data_dim)
         self.latent_dim = positive_int("latent_dim", latent_dim)
         self.likelihood = Bernoulli() if likelihood is None else likelihood
@@ -78,10 +79,8 @@ class VAE(nn.Module):
         require_likelihood(self.likelihood, data_dim)
         self._check_prior()
         self.outputs = data_dim * self.likelihood.outputs_per_dim
-        if decoder is None:
-            widths = (200,) if hidden is None else hidden
-            decoder = MLP(latent_dim, widths, self.outputs, activation or nn.Tanh)
-        self.decoder = decoder
+        sizes = (latent_dim, self.outputs)
+        self.decoder = own_or_perceptron("decoder", decoder, sizes, hidden, activation)
 
     def _check_prior(self) -> None:
         with torch.no_grad():
@@ -118,14 +117,7 @@ class VAE(nn.Module):
             return pyro.sample("x", self.likelihood(self._outputs(z), x), obs=x)
 
     def _outputs(self, z: Float[Tensor, "*lead latent_dim"]) -> Float[Tensor, "*lead outputs"]:
-        outputs = self.decoder(z)
-        if outputs.shape != (expected := (*z.shape[:-1], self.outputs)):
-            raise OptionError(
-                f"the decoder turned {tuple(z.shape)} into {tuple(outputs.shape)}, but the "
-                f"likelihood expects {expected}; change its output layer, or wrap it in "
-                "pyro_models.networks.Folded if it knows one batch dimension only"
-            )
-        return outputs
+        return outputs_of("decoder", self.decoder, z, self.outputs, "the likelihood")
 
     def decode(self, z: Float[Tensor, "*lead latent_dim"]) -> TorchDistributionMixin:
         """The distribution p(x | z), of batch shape ``(...)`` and event shape ``(data_dim,)``.
@@ -175,10 +167,5 @@ class VAE(nn.Module):
             >>> model.decode(torch.zeros(1, 1)).mean.detach()
             tensor([[0.5000, 0.9990]])
         """
-        bias = getattr(self.decoder, "output_bias", None)
-        if not isinstance(bias, nn.Parameter):
-            raise OptionError(
-                "the decoder has no output_bias to start at the training mean; give it a "
-                f"parameter of that name with {self.outputs} elements"
-            )
+        bias = output_bias_of(self.decoder, self.outputs)
         start_at_mean(bias, self.likelihood, x, self.data_dim)

@@ -2,7 +2,7 @@
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_models.errors import OptionError
 from pyro_models.likelihoods.base import Likelihood
@@ -48,6 +48,25 @@ def check_data(
     """
     as_batch(x[:1], data_dim, like)
     likelihood.check(x)
+
+
+def output_bias_of(decoder: nn.Module, outputs: int) -> nn.Parameter:
+    """The decoder's parameter that :func:`start_at_mean` sets.
+
+    Args:
+        decoder: The built-in network or the user's own.
+        outputs: How many numbers it has.
+
+    Raises:
+        OptionError: If the decoder has no ``output_bias``.
+    """
+    bias = getattr(decoder, "output_bias", None)
+    if not isinstance(bias, nn.Parameter):
+        raise OptionError(
+            "the decoder has no output_bias to start at the training mean; give it a "
+            f"parameter of that name with {outputs} elements"
+        )
+    return bias
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from pyro_models.pairs.classical import (
 from pyro_models.pairs.clustered import gmvae, vade
 from pyro_models.pairs.deep import belief_network, vae
 from pyro_models.pairs.registry import Pair, build, names, options
+from pyro_models.pairs.sticks import stick_breaking_vae
 from pyro_models.pairs.suited import default_likelihood
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "options",
     "ppca",
     "regression",
+    "stick_breaking_vae",
     "vade",
     "vae",
     "with_belief",

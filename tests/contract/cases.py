@@ -120,6 +120,16 @@ def _small(**options: Any) -> dict[str, Any]:
     return {"latent_dim": 2, "hidden": (4,), **options}
 
 
+def _few(**options: Any) -> dict[str, Any]:
+    return {"truncation": 3, "hidden": (4,), **options}
+
+
+def _off_the_mean(pair: pairs.Pair) -> None:
+    """Three pieces of a stick explain little more of six random data than their mean does."""
+    with torch.no_grad():
+        pair.model.decoder.output_bias.add_(1.0)  # type: ignore[union-attr, operator]
+
+
 CASES: dict[str, Case] = {
     "vae": Case("vae", binary, _small),
     "vae/deep": Case("vae", binary, lambda: _small(hidden=(5, 4))),
@@ -189,6 +199,20 @@ CASES |= {
     "factor_analysis/missing": Case("factor_analysis", missing, exact=True),
     "regression": Case("regression", real, given=True, exact=True),
     "regression/deep": Case("regression", real, lambda: {"hidden": (4,)}, given=True, exact=True),
+}
+CASES |= {
+    "stick_breaking_vae": Case("stick_breaking_vae", binary, _few, spoil=_off_the_mean),
+    "stick_breaking_vae/normal": Case("stick_breaking_vae", real, _few, spoil=_off_the_mean),
+    **{
+        f"stick_breaking_vae/{name}": Case(
+            "stick_breaking_vae", binary, partial(_few, posterior=posterior), spoil=_off_the_mean
+        )
+        for name, posterior in {
+            "beta": guides.AmortizedBeta,
+            "logit-normal": guides.AmortizedLogitNormal,
+            "gamma-ratio": guides.AmortizedGammaRatio,
+        }.items()
+    },
 }
 PLAIN = tuple(name for name, case in CASES.items() if name == case.name)
 """One case for each pair, with little but its defaults."""
