@@ -102,7 +102,17 @@ class Kumaraswamy(TorchDistribution):
         return Logs(-torch.exp(loglog), log_complement(loglog))
 
     def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
-        """Draw v, clipped to what lies strictly between 0 and 1; see ``rsample_logs``."""
+        r"""Draw v, clipped to what lies strictly between 0 and 1; see ``rsample_logs``.
+
+        The share :math:`(a \delta)^b` of draws that are nearer to 1 than
+        :math:`\delta = \mathrm{eps} / 2` stays at :math:`1 - \delta`. In a log-weight
+        :math:`\log p(v) - \log q(v)` against a Beta(:math:`\alpha, \beta`) it therefore costs
+
+        .. math:: (\beta - b)\, (a \delta)^b / b
+
+        nats of bias: with a = 1 against Beta(1, 5) in float32 0.1 at b = 0.3, 9.3 at b = 0.1 and 43
+        at b = 0.05, all upwards, as a bound must not err. ``rsample_logs`` has none of it.
+        """
         return inside(self.rsample_logs(sample_shape).log_v.exp())
 
     def log_prob_of_logs(self, logs: Logs) -> Float[Tensor, "..."]:

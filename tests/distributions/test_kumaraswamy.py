@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from scipy.special import digamma
 from torch import Tensor
 from torch.distributions import Beta, kl_divergence
 
@@ -58,7 +59,10 @@ def test_values_and_gradients_of_everything_else_are_finite(dtype: torch.dtype) 
 def test_torch_loses_what_is_kept_here() -> None:
     a = torch.full((10_000,), 0.05, requires_grad=True)
     theirs = torch.distributions.Kumaraswamy(a, a, validate_args=False).rsample()
-    assert (theirs == 1).float().mean() > 0.3
+    assert (theirs == 1).float().mean() == pytest.approx(0.42, abs=0.02)
+    their_density = torch.distributions.Kumaraswamy(a, a, validate_args=False).log_prob(theirs)
+    (gradient,) = torch.autograd.grad(their_density.sum() + theirs.sum(), a)
+    assert gradient.isnan().any()
     ours = Kumaraswamy(a, a).rsample_logs()
     assert (ours.log1m_v < -17).float().mean() > 0.3  # those that round to 1
     assert finite(ours.log_v + ours.log1m_v, a)
@@ -114,6 +118,54 @@ def test_the_divergence_is_right_where_the_series_is_not() -> None:
     assert kl_divergence(q, Beta(1.0, 5.0)).item() == pytest.approx(145.37, abs=0.005)
     single = Kumaraswamy(torch.tensor(0.03), torch.tensor(0.03))
     assert kl_divergence(single, Beta(1.0, 5.0)).item() == pytest.approx(145.37, rel=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-4), (torch.float64, 1e-8)])
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 5.0), (0.7, 0.3), (1.0, 300.0)])
+def test_the_divergence_on_a_dense_grid(
+    dtype: torch.dtype, limit: float, alpha: float, beta: float
+) -> None:
+    """Relative to the divergence or, where that is small, to one nat."""
+    line = torch.logspace(-2, 3, 26, dtype=dtype)
+    a, b = line.repeat_interleave(26).requires_grad_(), line.repeat(26).requires_grad_()
+    prior = Beta(torch.tensor(alpha, dtype=dtype), torch.tensor(beta, dtype=dtype))
+    ours = kl_divergence(Kumaraswamy(a, b), prior)
+    assert finite(ours, a, b)
+    x, y = a.detach().double().numpy(), b.detach().double().numpy()
+    log1m = np.array([integral(p, q, lambda _, m: m) for p, q in zip(x, y, strict=True)])
+    alpha, beta = (c.double().item() for c in (prior.concentration1, prior.concentration0))
+    wanted = (
+        np.log(x * y)
+        - 1
+        + 1 / y
+        + (alpha / x - 1) * (digamma(y + 1) + np.euler_gamma)
+        + math.lgamma(alpha)
+        + math.lgamma(beta)
+        - math.lgamma(alpha + beta)
+        - (beta - 1) * log1m
+    )
+    error = np.abs(ours.detach().double().numpy() - wanted) / np.maximum(np.abs(wanted), 1)
+    assert error.max() < limit
+    if dtype == torch.float64:
+        assert (error[wanted > 1e-4] < 1e-3 * wanted[wanted > 1e-4]).all()
+
+
+@pytest.mark.parametrize("b", [0.3, 0.1, 0.05])
+def test_clipped_draws_cost_what_the_docstring_says(b: float) -> None:
+    q = Kumaraswamy(torch.tensor(1.0), torch.tensor(b))
+    prior = Beta(torch.tensor(1.0), torch.tensor(5.0))
+    v = q.sample(torch.Size((100_000,)))
+    clipped = (prior.log_prob(v) - q.log_prob(v)).double()
+    logs = q.rsample_logs(torch.Size((100_000,)))
+    kept = (math.log(5) + 4 * logs.log1m_v - q.log_prob_of_logs(logs)).double()
+    truth = -kl_divergence(q, prior).item()
+    cost = (5 - b) * (torch.finfo(torch.float32).eps / 2) ** b / b
+
+    def near(weights: Tensor, wanted: float) -> bool:
+        return abs(weights.mean().item() - wanted) < 4.5 * weights.std().item() / 100_000**0.5
+
+    assert near(kept, truth)
+    assert near(clipped, truth + cost)
 
 
 def test_the_divergence_from_itself_as_a_beta_is_zero() -> None:
