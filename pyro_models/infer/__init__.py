@@ -49,10 +49,12 @@ from pyro_models.infer.objectives import (
 )
 from pyro_models.infer.predict import Posterior, Standard, reconstruct, sample, variations
 from pyro_models.infer.record import LogWeights
+from pyro_models.infer.remedies import EachDimension, EachGroup, FreeBits, Remedies, WholeSite
 from pyro_models.infer.reparameterization import reparameterization
 from pyro_models.infer.reparameterization_table import Reparameterization, ReparameterizationKind
 from pyro_models.infer.run import Callback, EpochEnd
 from pyro_models.infer.schedules import (
+    Beta,
     Burda,
     Constant,
     Cosine,
@@ -80,6 +82,7 @@ __all__ = [
     "VIMCO",
     "Alternation",
     "AnalyticKL",
+    "Beta",
     "Burda",
     "Callback",
     "Checkpoint",
@@ -89,6 +92,8 @@ __all__ = [
     "DecayingAverage",
     "DoublyReparameterized",
     "ELBOTerms",
+    "EachDimension",
+    "EachGroup",
     "EarlyStopping",
     "EffectiveSampleSizeWarning",
     "Embedding",
@@ -98,6 +103,7 @@ __all__ = [
     "Estimate",
     "Exponential",
     "Fit",
+    "FreeBits",
     "ImportanceSampling",
     "InverseEpoch",
     "KLSchedule",
@@ -113,6 +119,7 @@ __all__ = [
     "Objective",
     "Pathwise",
     "Posterior",
+    "Remedies",
     "RenyiELBO",
     "Reparameterization",
     "ReparameterizationKind",
@@ -137,6 +144,7 @@ __all__ = [
     "WakeAndSleep",
     "WakePhase",
     "Warmup",
+    "WholeSite",
     "diagnostics",
     "em",
     "embed",

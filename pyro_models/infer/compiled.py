@@ -7,6 +7,7 @@ parameters, buffers and optimiser moments are its inputs wherever a program keep
 graph updates them in place.
 """
 
+import subprocess
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,21 @@ class UntraceableError(RuntimeError):
 class MissingStateError(RuntimeError):
     """The optimiser made state while it was traced: it must do an eager step first."""
 
+
+# What is raised where a program cannot be traced or a machine cannot compile. Whether it says
+# something of the tracing or of the program, an eager run of the same step tells.
+CANNOT_COMPILE = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    OSError,
+    subprocess.SubprocessError,
+)
 
 _LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__)
 

@@ -21,6 +21,7 @@ from pyro_models.infer.preparation import (
 )
 from pyro_models.infer.progress import make_display
 from pyro_models.infer.random_state import RandomState, Stream, choose_seed, derive_seed, isolated
+from pyro_models.infer.remedies import Remedies, as_remedies
 from pyro_models.infer.run import Callback, Run
 from pyro_models.infer.schedules import KLSchedule, Schedule
 from pyro_models.infer.step import OptimizerFactory, Step
@@ -40,7 +41,7 @@ def fit(
     batch_size: int | None = 128,
     transform: Transform | None = None,
     schedule: Schedule | None = None,
-    kl_warmup: KLSchedule | None = None,
+    kl: KLSchedule | Remedies | None = None,
     alternation: Alternation | None = None,
     validation: Any = None,
     early_stopping: EarlyStopping | None = None,
@@ -84,8 +85,10 @@ def fit(
         transform: Applied to each batch on the device, such as a fresh binarisation; it gets the
             batch's tensors and returns a tensor or a tuple of them. Held-out data pass through it.
         schedule: Factor on the learning rate: ``InverseEpoch()``, ``Cosine()``, ...
-        kl_warmup: Weight of the KL divergence, in steps: ``LinearWarmup(1000)``. Bounds that are
-            reported always have weight 1.
+        kl: Against latents that collapse onto their prior: the weight of the KL divergence, such
+            as ``LinearWarmup(1000)`` (in steps), ``CyclicalWarmup(1000)`` or ``Beta(4.0)``, or
+            ``Remedies(weight, free_bits)``, each for all latents or by name. Bounds that are
+            reported always have weight 1 and no free bits.
         alternation: ``Alternation(e_steps, m_steps)``: variational EM, steps of the guide and of
             the model by turns. ``None`` takes steps of both.
         validation: Held-out data of the same kinds as ``data``, or ``Validation(data, every=3)``.
@@ -139,6 +142,7 @@ def fit(
         True
     """
     check_options(epochs, precision, validation, early_stopping, checkpoint, resume)
+    remedies = as_remedies(kl)
     saved = read_checkpoint(checkpoint, resume)
     if saved is not None and seed is None:
         seed = int(saved.record["seed"])
@@ -149,8 +153,16 @@ def fit(
         batches = setup.training_batches(data, batch_size, will_save=checkpoint is not None)
         random = RandomState(setup.device, batches.generators)
         probe = OptimizerProbe(optimizer)
-        course = plan(epochs, batches, schedule, kl_warmup, compiled, saved)
-        step = Step(model, guide, objective or ELBO(), probe, compiled=course.compiled)
+        course = plan(epochs, batches, schedule, remedies, compiled, saved)
+        step = Step(
+            model,
+            guide,
+            objective or ELBO(),
+            probe,
+            compiled=course.compiled,
+            free_bits=remedies.free_bits,
+        )
+        step.kl_weight = remedies.weights_at(course.progress(0, 0))
         with random.preserved():
             kwargs = setup.check(step, batches)
             held_out = setup.held_out(validation, batches, step, kwargs)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyro_models.errors import CheckpointError
+
 _TENSORS, _NUMBERS = "optimizer/", "number/"
 
 
@@ -81,3 +83,27 @@ def load(optimizer: Optimizer, parameters: dict[str, Tensor], state: dict[str, T
 
 def _of(state: dict[str, Tensor], prefix: str) -> dict[str, Any]:
     return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+
+
+def check_same(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Make sure that a saved state has the tensors of a pair, whatever its optimisers keep.
+
+    Args:
+        own: The pair's tensors by name.
+        state: The saved ones, with the optimisers' and the number of steps.
+
+    Raises:
+        CheckpointError: If names or shapes differ.
+    """
+    given = {name for name in state if name != "steps" and not is_optimizer_entry(name)}
+    if given != set(own):
+        raise CheckpointError(
+            f"the state has other tensors than this pair: missing {sorted(set(own) - given)}, "
+            f"unknown {sorted(given - set(own))}; load it into the pair it was saved from"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise CheckpointError(
+                f"{name} has shape {tuple(state[name].shape)} in the state and "
+                f"{tuple(tensor.shape)} here; load it into the pair it was saved from"
+            )

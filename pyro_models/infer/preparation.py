@@ -25,7 +25,8 @@ from pyro_models.infer.pair_checks import (
     modules_of,
 )
 from pyro_models.infer.random_state import Stream, derive_seed
-from pyro_models.infer.schedules import KLSchedule, Schedule
+from pyro_models.infer.remedies import Remedies
+from pyro_models.infer.schedules import Schedule
 from pyro_models.infer.step import Step
 from pyro_models.infer.stopping import EarlyStopping
 from pyro_models.infer.trainer import Course
@@ -129,7 +130,7 @@ def plan(
     epochs: int,
     batches: Batches,
     schedule: Schedule | None,
-    kl_warmup: KLSchedule | None,
+    remedies: Remedies,
     compiled: bool | None,
     saved: Saved | None,
 ) -> Course:
@@ -141,7 +142,7 @@ def plan(
     odd_compiled = compiled and epochs >= COMPILE_FROM_STEPS
     if saved is not None:
         odd_compiled = compiled and bool(saved.record["odd_compiled"])
-    return Course(epochs, total, schedule, kl_warmup, compiled, batches.odd, odd_compiled)
+    return Course(epochs, total, schedule, remedies, compiled, batches.odd, odd_compiled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,7 +277,8 @@ class Setup:
             "objective": repr(step.objective),
             "optimizer": describe(probe.factory),
             "schedule": describe(course.schedule),
-            "kl_warmup": describe(course.kl_warmup),
+            "kl_weight": describe(course.remedies.weight),
+            "free_bits": describe(course.remedies.free_bits),
             "compiled": course.compiled,
             "parameters": {
                 name: f"{tuple(p.shape)} {p.dtype}" for name, p in step.parameters().items()
@@ -297,6 +299,8 @@ def describe(value: Any) -> str:
         return f"{describe(value.func)}({', '.join(given)})"
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, Mapping):
+        return str({name: describe(one) for name, one in value.items()})
     if value is None or isinstance(value, int | float | str) or is_dataclass(value):
         return repr(value)
     return f"{type(value).__module__}.{type(value).__qualname__}"

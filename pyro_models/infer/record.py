@@ -5,6 +5,7 @@ and the plate's scale apart from the weights, because a bound such as
 :math:`s \sum_i \log \frac1K \sum_k w_{ki}` needs the scale :math:`s = N / B` outside the log.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,19 @@ from torch import Tensor
 from pyro_models.infer.draws import PathFactor
 from pyro_models.infer.sites import Site, is_point_mass, reduce_to_weights
 from pyro_models.infer.sums import NO_SUMS, Sums
+
+KLWeight = Tensor | float | Mapping[str, Tensor | float]
+"""Weight of the latents' terms: one for all, or by name of a latent, 1 for those not named."""
+
+
+def weight_of(kl_weight: KLWeight, name: str) -> Tensor | float:
+    """The weight of one latent's terms.
+
+    Example:
+        >>> weight_of(0.5, "z"), weight_of({"w": 0.5}, "z")
+        (0.5, 1.0)
+    """
+    return kl_weight.get(name, 1.0) if isinstance(kl_weight, Mapping) else kl_weight
 
 
 @dataclass(frozen=True)
@@ -131,17 +145,18 @@ class LogWeights:
         """Whether one weight serves all data: there are ``joint_sites``, or no data plate."""
         return not self.batch_size or bool(self.joint_sites)
 
-    def importance(self, kl_weight: Tensor | float = 1.0) -> Float[Tensor, "K M"]:
+    def importance(self, kl_weight: KLWeight = 1.0) -> Float[Tensor, "K M"]:
         r"""Log-weights of what a bound of many particles is taken over.
 
         One a datum, ``(K, B)``, or one for all data, ``(K, 1)``. The latents' terms count
         ``kl_weight`` times.
         """
         terms = [
-            (s, s.log_prob if s.observed else kl_weight * s.log_prob)
+            (s, s.log_prob if s.observed else weight_of(kl_weight, s.name) * s.log_prob)
             for s in self.model_sites.values()
         ]
-        terms += [(s, -kl_weight * s.log_prob) for s in self.guide_sites.values()]
+        sites = self.guide_sites.values()
+        terms += [(s, -weight_of(kl_weight, s.name) * s.log_prob) for s in sites]
         return self.fold(terms)
 
     def fold(self, terms: list[tuple[Site, Tensor]]) -> Float[Tensor, "K M"]:
@@ -151,9 +166,10 @@ class LogWeights:
             return (rest + self.plate_scale * local.sum(-1)).unsqueeze(-1)
         return local + rest.unsqueeze(-1) / (self.plate_scale * self.batch_size)
 
-    def log_q_all(self) -> Float[Tensor, "K M"]:
-        """Log-density of the guide, in the shape of ``importance``."""
-        return self.fold([(s, s.log_prob) for s in self.guide_sites.values()])
+    def log_q_all(self, kl_weight: KLWeight = 1.0) -> Float[Tensor, "K M"]:
+        """Log-density of the guide in the shape of ``importance``, counted ``kl_weight`` times."""
+        sites = self.guide_sites.values()
+        return self.fold([(s, weight_of(kl_weight, s.name) * s.log_prob) for s in sites])
 
     @property
     def importance_scale(self) -> float:

@@ -202,48 +202,55 @@ class Warmup(Schedule):
 
 @dataclass(frozen=True)
 class LinearWarmup(KLSchedule):
-    r"""KL weight :math:`\min(1, s + (1 - s) t / T)` at step :math:`t = 0, 1, \dots`.
+    r"""KL weight :math:`s + (e - s) \min(1, t / T)` at step :math:`t = 0, 1, \dots`.
 
     Bowman et al. (2016), https://arxiv.org/abs/1511.06349; Sønderby et al. (2016),
     https://arxiv.org/abs/1602.02282.
 
     Args:
-        steps: T, the steps until weight 1, at least 1. In steps, not epochs: how long latents need
+        steps: T, the steps until weight e, at least 1. In steps, not epochs: how long latents need
             to be of use does not depend on the size of the set.
-        start: s, the weight of the first step, in [0, 1].
+        start: s, the weight of the first step.
+        end: e, the weight in the end; 1 for the bound itself, another for that of a ``Beta``.
 
     Raises:
-        OptionError: If ``steps`` is less than 1 or ``start`` is not in [0, 1].
+        OptionError: If ``steps`` is less than 1, or a weight is negative or not finite.
 
     Example:
         >>> LinearWarmup(steps=100).weight(Progress(step=25, epoch=0, total_epochs=1))
         0.25
+        >>> LinearWarmup(100, end=4.0).weight(Progress(step=900, epoch=0, total_epochs=1))
+        4.0
     """
 
     steps: int
     start: float = 0.0
+    end: float = 1.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise OptionError(f"LinearWarmup takes {self.steps} steps; give at least 1")
-        if not 0.0 <= self.start <= 1.0:
-            raise OptionError(f"LinearWarmup starts at {self.start}; give a weight in [0, 1]")
+        _check_weight("LinearWarmup start", self.start)
+        _check_weight("LinearWarmup end", self.end)
 
     def weight(self, progress: Progress) -> float:
         """The point of the rise that the fit has reached."""
-        return self.start + (1.0 - self.start) * min(1.0, progress.step / self.steps)
+        if progress.step >= self.steps:
+            return self.end
+        return self.start + (self.end - self.start) * progress.step / self.steps
 
 
 @dataclass(frozen=True)
 class CyclicalWarmup(KLSchedule):
-    """KL weight that rises from 0 to 1 and stays there, over and over, and at last stays for good.
+    """KL weight that rises from 0 to the top and stays there, over and over, at last for good.
 
     Fu et al. (2019), https://aclanthology.org/N19-1021.
 
     Args:
         period: Steps of one cycle, at least 1.
-        cycles: How many cycles; the weight is 1 after the last.
+        cycles: How many cycles; the weight is at the top after the last.
         rise: Share of a cycle in which the weight rises, in (0, 1].
+        top: The highest weight.
 
     Raises:
         OptionError: If an argument is out of its range.
@@ -257,6 +264,7 @@ class CyclicalWarmup(KLSchedule):
     period: int
     cycles: int = 4
     rise: float = 0.5
+    top: float = 1.0
 
     def __post_init__(self) -> None:
         if self.period < 1 or self.cycles < 1:
@@ -266,9 +274,45 @@ class CyclicalWarmup(KLSchedule):
             )
         if not 0.0 < self.rise <= 1.0:
             raise OptionError(f"CyclicalWarmup rise is {self.rise}; give a share in (0, 1]")
+        _check_weight("CyclicalWarmup top", self.top)
 
     def weight(self, progress: Progress) -> float:
-        """The point of the cycle that the fit has reached; 1 after the last cycle."""
+        """The point of the cycle that the fit has reached; the top after the last cycle."""
         if progress.step >= self.period * self.cycles:
-            return 1.0
-        return min(1.0, progress.step % self.period / (self.period * self.rise))
+            return self.top
+        return self.top * min(1.0, progress.step % self.period / (self.period * self.rise))
+
+
+@dataclass(frozen=True)
+class Beta(KLSchedule):
+    r"""A constant KL weight :math:`\beta`.
+
+    Above 1 it asks for a simpler code than the bound does (Higgins et al. 2017, the beta-VAE,
+    https://openreview.net/forum?id=Sy2fzU9gl), below 1 for one that says more of the data: a point
+    of the curve of rate and distortion (Alemi et al. 2018, "Fixing a Broken ELBO",
+    https://arxiv.org/abs/1711.00464).
+
+    Args:
+        beta: The weight.
+
+    Raises:
+        OptionError: If it is negative or not finite.
+
+    Example:
+        >>> Beta(4.0).weight(Progress(step=7, epoch=0, total_epochs=1))
+        4.0
+    """
+
+    beta: float
+
+    def __post_init__(self) -> None:
+        _check_weight("Beta", self.beta)
+
+    def weight(self, progress: Progress) -> float:
+        """Always the same."""
+        return self.beta
+
+
+def _check_weight(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0.0):
+        raise OptionError(f"{name} is {value}; give a weight of zero or more")

@@ -236,6 +236,38 @@ def reduce_to_weights(
     return nn.functional.pad(batch.unsqueeze(-1), (site.column, size - 1 - site.column))
 
 
+def spread_to_weights(site: Site, batch: Tensor, events: int, particles: int, size: int) -> Tensor:
+    """As ``reduce_to_weights``, with all that would be summed in a last dimension instead.
+
+    Args:
+        site: The site.
+        batch: Of the site's batch shape, and ``events`` dimensions of its event after it.
+        events: How many.
+        particles: K.
+        size: B.
+        sums: What is averaged over.
+
+    Returns:
+        ``(K, B, D)`` or ``(K, D)``.
+    """
+    inner = (..., *[None] * events)
+    if site.mask is not None and site.mask is not True:
+        zero = torch.zeros_like(batch)
+        batch = zero if site.mask is False else torch.where(site.mask[inner], batch, zero)
+    factor = site.factor[inner] if isinstance(site.factor, Tensor) else site.factor
+    batch = sums.expectation(batch * factor, events)
+    particle_dim, data_dim = site.dims
+    depth = events - (particle_dim or -1)
+    batch = batch.reshape((1,) * (depth - batch.dim()) + batch.shape)
+    if data_dim is not None:
+        batch = batch.movedim((-depth, data_dim - events), (0, 1)).flatten(2)
+        return batch.expand(particles, size, -1)
+    batch = batch.movedim(-depth, 0).flatten(1).expand(particles, -1)
+    if site.column is None:
+        return batch
+    return nn.functional.pad(batch.unsqueeze(1), (0, 0, site.column, size - 1 - site.column))
+
+
 def is_point_mass(fn: Any) -> bool:
     """Whether a distribution is a Delta, beneath whatever reshapes it."""
     base = fn

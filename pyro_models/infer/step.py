@@ -1,8 +1,7 @@
 """One optimisation step of a pair: eager, or as one compiled graph."""
 
 import logging
-import subprocess
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,9 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_models.errors import CheckpointError, OptionError
+from pyro_models.errors import OptionError
 from pyro_models.infer import optimizer_state
 from pyro_models.infer.compiled import (
+    CANNOT_COMPILE,
     CompiledStep,
     MissingStateError,
     UntraceableError,
@@ -22,30 +22,18 @@ from pyro_models.infer.compiled import (
     signature,
     traceable,
 )
+from pyro_models.infer.divergences import kl_per_datum
 from pyro_models.infer.dry_run import dry_run, preserved_buffers
+from pyro_models.infer.kl_inputs import KLInputs
 from pyro_models.infer.objectives import Objective
 from pyro_models.infer.objectives.base import OptimizerFactory
-from pyro_models.infer.record import LogWeights
+from pyro_models.infer.record import KLWeight, LogWeights
+from pyro_models.infer.remedies import FreeBits
 from pyro_models.infer.scope import Scope, buffers
 from pyro_models.infer.updates import Update
 from pyro_models.infer.weights import Program
 
 logger = logging.getLogger(__name__)
-
-# What is raised where a program cannot be traced or a machine cannot compile. Whether it says
-# something of the tracing or of the program, an eager run of the same step tells.
-_CANNOT_COMPILE = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    ImportError,
-    OSError,
-    subprocess.SubprocessError,
-)
 
 # Each kind of batch costs seconds to compile; where all of them differ that never ends.
 MOST_GRAPHS = 16
@@ -80,9 +68,11 @@ class Step:
         optimizer: Makes a ``torch.optim`` optimiser for the parameters it is given, such as
             ``functools.partial(torch.optim.Adam, lr=1e-3)``.
         compiled: Whether to compile.
+        free_bits: ``FreeBits(nats)`` for all latents, or by name of a latent; for the ELBO only.
 
     Raises:
-        OptionError: If objective or optimiser are not of these kinds, or there is nothing to train.
+        OptionError: If objective or optimiser are not of these kinds, free bits have no meaning for
+            the objective, or, at the first run, there is nothing to train.
 
     Example:
         >>> import functools, pyro, pyro.distributions as dist
@@ -109,6 +99,7 @@ class Step:
         optimizer: OptimizerFactory,
         *,
         compiled: bool = True,
+        free_bits: FreeBits | Mapping[str, FreeBits] | None = None,
     ):
         if not isinstance(objective, Objective):
             raise OptionError(
@@ -119,6 +110,8 @@ class Step:
                 f"optimizer is a {type(optimizer).__name__}; give something that makes one from "
                 "parameters, such as functools.partial(torch.optim.Adam, lr=1e-3)"
             )
+        if free_bits:
+            objective = objective.with_free_bits(free_bits)
         self.objective = objective.private()
         self.compiled = compiled
         self.fallback_reason: str | None = None
@@ -131,8 +124,7 @@ class Step:
         """Names of parameters that the next steps leave as they are."""
         self._graphs: dict[Hashable, CompiledStep] = {}
         self._lr_factor = 1.0
-        self._kl_weight = 1.0
-        self._kl_input = torch.ones((), dtype=torch.float64)
+        self._kl = KLInputs()
         self._steps = 0
         self._stored = 0
         self._stays_eager = False
@@ -161,16 +153,14 @@ class Step:
         self._set_rates()
 
     @property
-    def kl_weight(self) -> float:
-        """Weight of the latents' terms in what is optimised; the reported loss has weight 1."""
-        return self._kl_weight
+    def kl_weight(self) -> float | dict[str, float]:
+        """Weight of the latents' terms in what is optimised, or by name of a latent; the reported
+        loss has weight 1."""
+        return self._kl.weight
 
     @kl_weight.setter
-    def kl_weight(self, value: float) -> None:
-        if value == self._kl_weight:
-            return
-        self._kl_weight = float(value)
-        self._kl_input.fill_(self._kl_weight)
+    def kl_weight(self, value: float | Mapping[str, float]) -> None:
+        self._kl.set(value)
 
     def parameters(self) -> dict[str, Tensor]:
         """The tensors that are trained, by name; empty before the first run."""
@@ -185,7 +175,10 @@ class Step:
         if self._updates:
             return
         with dry_run(*self._programs.values(), args, kwargs):
-            trained = self._scope.collect(self._programs, lambda: self._weights(args, kwargs))
+            trained = self._scope.collect(
+                self._programs,
+                lambda: self.objective.check_latents(self._weights(args, kwargs), self.kl_weight),
+            )
         self._stored = len(self._scope.parameters)
         if not trained:
             raise OptionError(
@@ -198,7 +191,7 @@ class Step:
             self._updates.append(Update(self.objective.optimizer, own))
         self._parameters = {**trained, **own}
         device = next(iter(trained.values())).device
-        self._kl_input = torch.tensor(self._kl_weight, dtype=torch.float64, device=device)
+        self._kl.to(device)
         self._set_rates()
 
     def _objective_parameters(self) -> dict[str, Tensor]:
@@ -214,7 +207,7 @@ class Step:
         """Do one step on a batch and return the loss, in nats per datum, without waiting for it."""
         self.initialize(*args, **kwargs)
         if self._stays_eager or not self.compiled or not self._steps:
-            loss = self._eager(args, kwargs, self._kl_weight)
+            loss = self._eager(args, kwargs, self._kl.weight)
         else:
             loss = self._compiled(args, kwargs)
         self._steps += 1
@@ -222,16 +215,26 @@ class Step:
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         """The bound on a batch, in nats per datum, without a step or gradients."""
+        return self.evaluate_with_kl(*args, **kwargs)[0]
+
+    def evaluate_with_kl(
+        self, *args: Any, **kwargs: Any
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The bound on a batch as ``evaluate``, and each latent's KL by dimension, from one run.
+
+        Both are in nats per datum; a latent that the guide fixes (a point mass) has no KL.
+        """
         self.initialize(*args, **kwargs)
         with torch.no_grad(), self._scope():
             weights = self._weights(args, kwargs)
-            return self.objective.estimate(weights).bound / weights.num_data
+            bound = self.objective.estimate(weights).bound / weights.num_data
+            return bound, {name: kl.terms for name, kl in kl_per_datum(weights).items()}
 
     def _weights(self, args: tuple, kwargs: dict) -> LogWeights:
         model, guide = self._programs["model"], self._programs["guide"]
         return self.objective.weights(model, guide, args, kwargs)
 
-    def _eager(self, args: tuple, kwargs: dict, kl_weight: Tensor | float) -> Tensor:
+    def _eager(self, args: tuple, kwargs: dict, kl_weight: KLWeight) -> Tensor:
         """The step itself: also what is traced to a graph."""
         main, *others = self._made_updates()
         every = self._parameters
@@ -294,7 +297,7 @@ class Step:
             return self._graphs[key](batch)
         if len(self._graphs) == MOST_GRAPHS:
             self._explain(f"{MOST_GRAPHS} kinds of batch have a graph, and no further ones get any")
-            return self._eager(args, kwargs, self._kl_weight)
+            return self._eager(args, kwargs, self._kl.weight)
         try:
             graph = self._trace(args, kwargs, batch)
             loss = graph(batch)
@@ -302,20 +305,25 @@ class Step:
             if key in self._unprepared:
                 return self._fall_back(error, args, kwargs)
             self._unprepared.add(key)
-            return self._eager(args, kwargs, self._kl_weight)
-        except _CANNOT_COMPILE as error:
+            return self._eager(args, kwargs, self._kl.weight)
+        except CANNOT_COMPILE as error:
             return self._fall_back(error, args, kwargs)
         self._graphs[key] = graph
         return loss
 
     def _modes(self) -> tuple[Hashable, ...]:
-        """What else changes the graph: training modes, frozen parameters, and those held."""
+        """What else changes the graph: training modes, what is frozen or held, whose KL weighs."""
         training = (getattr(program, "training", None) for program in self._programs.values())
-        return (*training, self.held, *(p.requires_grad for p in self._parameters.values()))
+        return (
+            *training,
+            self.held,
+            self._kl.names(),
+            *(p.requires_grad for p in self._parameters.values()),
+        )
 
     def _fall_back(self, error: Exception, args: tuple, kwargs: dict) -> Tensor:
         """Do the step eagerly, as all that follow; an error of the program itself is raised."""
-        loss = self._eager(args, kwargs, self._kl_weight)
+        loss = self._eager(args, kwargs, self._kl.weight)
         self._stays_eager = True
         self._explain(reason(error))
         return loss
@@ -339,14 +347,14 @@ class Step:
             with ExitStack() as stack:
                 for update in updates:
                     stack.enter_context(traceable(update.optimizer, update.rate_inputs))
-                loss = self._eager(args, kwargs, self._kl_input)
+                loss = self._eager(args, kwargs, self._kl.as_inputs())
             for name, buffer in buffers(self._modules()).items():
                 if buffer is not own.get(name):
                     raise UntraceableError(f"buffer {name} is replaced and not changed in place")
             return loss
 
         rates = [rate for update in updates for rate in update.rate_inputs]
-        state = [*self._state().values(), *rates, self._kl_input]
+        state = [*self._state().values(), *rates, *self._kl.tensors()]
         with preserved_buffers(*self._programs.values()):
             return CompiledStep(run, batch, state)
 
@@ -378,18 +386,7 @@ class Step:
         updates = self._made_updates()
         is_other = optimizer_state.is_optimizer_entry
         own = {name: tensor for name, tensor in self._state().items() if not is_other(name)}
-        given = {name for name in state if name != "steps" and not is_other(name)}
-        if given != set(own):
-            raise CheckpointError(
-                f"the state has other tensors than this pair: missing {sorted(set(own) - given)}, "
-                f"unknown {sorted(given - set(own))}; load it into the pair it was saved from"
-            )
-        for name, tensor in own.items():
-            if tensor.shape != state[name].shape:
-                raise CheckpointError(
-                    f"{name} has shape {tuple(state[name].shape)} in the state and "
-                    f"{tuple(tensor.shape)} here; load it into the pair it was saved from"
-                )
+        optimizer_state.check_same(own, state)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])

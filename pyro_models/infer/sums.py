@@ -66,16 +66,21 @@ class Sums:
         """Those that a tensor of this batch shape depends on."""
         return [s for s in self.latents if len(shape) >= -s.dim and shape[s.dim] > 1]
 
-    def expectation(self, batch: Tensor) -> Tensor:
+    def expectation(self, batch: Tensor, events: int = 0) -> Tensor:
         """A tensor of batch shape averaged over their values.
 
         A value of probability zero does not count, whatever the tensor is there.
+
+        Args:
+            batch: The tensor.
+            events: How many dimensions there are to the right of the batch shape.
         """
         for latent in reversed(self.latents):
-            if latent in self.among(batch.shape):
-                batch = batch.masked_fill(latent.probs == 0, 0.0)
-                batch = (latent.probs * batch).sum(latent.dim, keepdim=True)
-        depth = -self.latents[0].dim - 1 if self.latents else batch.dim()
+            if latent in self.among(batch.shape[: batch.dim() - events]):
+                probs = latent.probs[(..., *[None] * events)]
+                batch = batch.masked_fill(probs == 0, 0.0)
+                batch = (probs * batch).sum(latent.dim - events, keepdim=True)
+        depth = events - self.latents[0].dim - 1 if self.latents else batch.dim()
         return batch.reshape(batch.shape[max(0, batch.dim() - depth) :])
 
     def check(self, name: str, shape: torch.Size, frames: Iterable[CondIndepStackFrame]) -> None:

@@ -11,7 +11,8 @@ from pyro_models.infer.alternation import Turns
 from pyro_models.infer.arrays import Tensors
 from pyro_models.infer.batches import Batches
 from pyro_models.infer.random_state import RandomState
-from pyro_models.infer.schedules import KLSchedule, Progress, Schedule
+from pyro_models.infer.remedies import Remedies
+from pyro_models.infer.schedules import Progress, Schedule
 from pyro_models.infer.step import Step
 
 
@@ -53,14 +54,18 @@ class Course:
     """Steps that there will be, if known."""
     schedule: Schedule | None
     """Factor on the learning rate."""
-    kl_warmup: KLSchedule | None
-    """Weight of the KL divergence."""
+    remedies: Remedies
+    """What is done against collapse."""
     compiled: bool
     """Whether steps run as a compiled graph."""
     odd: int
     """Size of the odd last batch, 0 if there is none."""
     odd_compiled: bool
     """Whether the odd last batch gets a graph too; a rare shape is not worth compiling for."""
+
+    def progress(self, step: int, epoch: int) -> Progress:
+        """How far the fit has come."""
+        return Progress(step, epoch, self.epochs, self.total_steps)
 
 
 class Trainer:
@@ -132,13 +137,13 @@ class Trainer:
 
     def _follow_schedules(self, step: int) -> None:
         course = self.course
-        if course.schedule is None and course.kl_warmup is None:
+        if course.schedule is None and course.remedies.weight is None:
             return
-        progress = Progress(step, self.position.epoch, course.epochs, course.total_steps)
+        progress = course.progress(step, self.position.epoch)
         if course.schedule is not None:
             self.step.lr_factor = course.schedule.factor(progress)
-        if course.kl_warmup is not None:
-            self.step.kl_weight = course.kl_warmup.weight(progress)
+        if course.remedies.weight is not None:
+            self.step.kl_weight = course.remedies.weights_at(progress)
 
     def end_epoch(self) -> None:
         """Go to the beginning of the next epoch."""

@@ -49,7 +49,7 @@ def train(compiled: bool, die_after: int | None = None, **options: Any) -> Fit:
         batch_size=20,
         transform=Noise(die_after),
         schedule=InverseEpoch(),
-        kl_warmup=LinearWarmup(25),
+        kl=LinearWarmup(25),
         validation=normal_data(30, 3, seed=1),
         seed=3,
         compiled=compiled,

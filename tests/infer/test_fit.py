@@ -139,12 +139,12 @@ def test_kl_warmup_changes_training_and_not_what_is_reported() -> None:
     x = normal_data(40)
     still = functools.partial(torch.optim.SGD, lr=0.0)
     for warmup in (None, LinearWarmup(1000)):
-        kept = fit(local_model, local_guide, x, epochs=3, optimizer=still, kl_warmup=warmup)
+        kept = fit(local_model, local_guide, x, epochs=3, optimizer=still, kl=warmup)
         # E log p(x|z) - KL at slope 0, shift 1, scale 1 is -log(2π)/2 - ((x-1)² + 1)/2 - 1/2.
         bound = -0.5 * math.log(2 * math.pi) - ((x - 1).square().mean() + 1) / 2 - 0.5
         noise = 5 * float((x - 1).std() / math.sqrt(40)) + 0.5
         assert kept.elbo == pytest.approx(float(bound), abs=noise)
-    cold = fit(local_model, local_guide, x, epochs=5, kl_warmup=LinearWarmup(10))
+    cold = fit(local_model, local_guide, x, epochs=5, kl=LinearWarmup(10))
     assert [e.kl_weight for e in cold.history] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
     assert not same(cold, fit(local_model, local_guide, x, epochs=5))
 

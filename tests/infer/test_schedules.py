@@ -109,7 +109,7 @@ def test_weights_lie_between_zero_and_one(step: int, warmup: KLSchedule) -> None
         lambda: Cosine(-0.1),
         lambda: Warmup(0),
         lambda: LinearWarmup(0),
-        lambda: LinearWarmup(5, start=2.0),
+        lambda: LinearWarmup(5, start=-2.0),
         lambda: CyclicalWarmup(0),
         lambda: CyclicalWarmup(10, cycles=0),
         lambda: CyclicalWarmup(10, rise=0.0),

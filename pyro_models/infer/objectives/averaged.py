@@ -7,7 +7,7 @@ from pyro_models.errors import OptionError
 from pyro_models.infer.draws import Draws, OnPaths
 from pyro_models.infer.objectives.base import Estimate, Objective
 from pyro_models.infer.objectives.multi_sample import MultiSampleBound, importance_bound
-from pyro_models.infer.record import LogWeights
+from pyro_models.infer.record import KLWeight, LogWeights
 
 
 class CIWAE(MultiSampleBound):
@@ -133,7 +133,7 @@ class PIWAE(Objective):
         """On their paths for the guide's sake, and constants for the model's."""
         return OnPaths(and_constants=True)
 
-    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+    def estimate(self, weights: LogWeights, kl_weight: KLWeight = 1.0) -> Estimate:
         """Estimate the model's bound from one run; see ``Objective.estimate``."""
         _, surrogate = self._guide_side.estimate(weights, kl_weight)
         bound = importance_bound(weights.importance().detach()).sum()

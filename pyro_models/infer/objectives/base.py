@@ -2,7 +2,7 @@
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pyro.infer
@@ -13,7 +13,9 @@ from torch.optim import Optimizer
 
 from pyro_models.errors import OptionError
 from pyro_models.infer.draws import ON_PATHS, Draws
-from pyro_models.infer.record import LogWeights
+from pyro_models.infer.record import KLWeight, LogWeights
+from pyro_models.infer.remedies import FreeBits
+from pyro_models.infer.sites import is_point_mass
 from pyro_models.infer.weights import Program, run_pair
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
@@ -85,14 +87,40 @@ class Objective(pyro.infer.ELBO):
         """The objective itself, or a copy with a memory of its own."""
         return self if self.state is None else copy.deepcopy(self)
 
+    def with_free_bits(self, free_bits: FreeBits | Mapping[str, FreeBits]) -> "Objective":
+        """This objective with free bits in what is optimised, for all latents or some by name.
+
+        Raises:
+            OptionError: If the objective is none that free bits are defined for.
+        """
+        raise OptionError(
+            f"{free_bits!r} is a floor on the ELBO's KL and has no meaning for {self!r}; take "
+            "ELBO(), or a weight on the KL"
+        )
+
+    def check_latents(self, weights: LogWeights, kl_weight: KLWeight) -> None:
+        """Make sure that weights and free bits have a meaning for a pair.
+
+        Args:
+            weights: A run of the pair.
+            kl_weight: As for ``estimate``.
+
+        Raises:
+            OptionError: If they have none; the message names the site.
+        """
+        if isinstance(kl_weight, Mapping):
+            require_latents("weight", kl_weight, weights)
+            for name in kl_weight:
+                require_own_density("weight", name, weights)
+
     @abstractmethod
-    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+    def estimate(self, weights: LogWeights, kl_weight: KLWeight = 1.0) -> Estimate:
         """Turn one run of a pair into a bound and a surrogate.
 
         Args:
             weights: The run.
-            kl_weight: Weight of the latents' terms in the surrogate, for warm-up. The bound that is
-                reported always has weight 1.
+            kl_weight: Weight of the latents' terms in the surrogate, for warm-up; one for all, or
+                by name of a latent. The bound that is reported always has weight 1.
         """
 
     def differentiable_loss(
@@ -126,3 +154,38 @@ class Objective(pyro.infer.ELBO):
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         """Unused: traces are made by ``weights``; ``pyro.infer.ELBO`` declares it abstract."""
         raise NotImplementedError("objectives run pairs through pyro_models.infer.log_weights")
+
+
+def require_latents(what: str, by_site: Mapping[str, Any], weights: LogWeights) -> None:
+    """Refuse names that are no latents of a pair.
+
+    Args:
+        what: Whose names they are.
+        by_site: What there is by name.
+        weights: A run of the pair.
+
+    Raises:
+        OptionError: If there are any; the message has the latents.
+    """
+    unknown = [name for name in by_site if name not in weights.latents]
+    if unknown:
+        known = ", ".join(map(repr, weights.latents)) or "none"
+        raise OptionError(
+            f"{what} names {', '.join(map(repr, unknown))}, which the pair has no latent of; its "
+            f"latents are {known}"
+        )
+
+
+def require_own_density(what: str, name: str, weights: LogWeights) -> None:
+    """Refuse a latent whose density in the guide is that of another site, as an autoguide's may be.
+
+    Raises:
+        OptionError: If it is so.
+    """
+    others = [n for n, s in weights.guide_sites.items() if n not in weights.latents]
+    if is_point_mass(weights.guide_sites[name].fn) and others:
+        raise OptionError(
+            f"{what} is for {name!r}, whose density in the guide is that of {others}, so that it "
+            "has no KL of its own; give one weight for all latents, or take a guide that samples "
+            f"{name!r} itself"
+        )

@@ -1,17 +1,25 @@
 """The evidence lower bound, in the lecture notes' two splits."""
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyro_models.errors import OptionError
-from pyro_models.infer.objectives.base import Estimate, Objective
-from pyro_models.infer.record import LogWeights
-from pyro_models.infer.sites import Site, is_point_mass
+from pyro_models.infer.divergences import by_dimension, closed_form
+from pyro_models.infer.objectives.base import (
+    Estimate,
+    Objective,
+    require_latents,
+    require_own_density,
+)
+from pyro_models.infer.record import KLWeight, LogWeights, weight_of
+from pyro_models.infer.remedies import FreeBits
+from pyro_models.infer.sites import Site
 from pyro_models.infer.weights import Program, run_pair
 
 
@@ -140,6 +148,7 @@ class ELBO(Objective):
             raise OptionError(f'summed={summed!r} is no tuple of site names; write ("component",)')
         self.kl = kl
         self.summed = summed
+        self._free_bits: FreeBits | Mapping[str, FreeBits] = {}
 
     def __repr__(self) -> str:
         summed = f", summed={self.summed!r}" if self.summed else ""
@@ -152,16 +161,60 @@ class ELBO(Objective):
         count = self.num_particles
         return run_pair(model, guide, args, kwargs, num_particles=count, summed=self.summed)
 
-    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+    def estimate(self, weights: LogWeights, kl_weight: KLWeight = 1.0) -> Estimate:
         """Estimate the ELBO from one run; see ``Objective.estimate``."""
         split = self._split(weights)
         fit_local, fit_rest = weights.total(split.observed)
         kl_local, kl_rest = weights.total(split.divergence_terms)
         bound = _joint(weights, fit_local - kl_local, fit_rest - kl_rest)
-        local = fit_local - kl_weight * kl_local
-        rest = fit_rest - kl_weight * kl_rest
+        charged_local, charged_rest = weights.total(self._charged(weights, split, kl_weight))
+        local, rest = fit_local - charged_local, fit_rest - charged_rest
         surrogate = _joint(weights, local, rest) + _score(weights, local, rest)
         return Estimate(bound.detach(), surrogate)
+
+    def with_free_bits(self, free_bits: FreeBits | Mapping[str, FreeBits]) -> "ELBO":
+        """This objective with free bits in what is optimised; see ``Objective.with_free_bits``."""
+        made = copy.copy(self)
+        made._free_bits = free_bits
+        return made
+
+    def check_latents(self, weights: LogWeights, kl_weight: KLWeight) -> None:
+        """Refuse weights and free bits that a pair has no meaning for; see ``Objective``."""
+        super().check_latents(weights, kl_weight)
+        if isinstance(self._free_bits, Mapping):
+            require_latents("free_bits", self._free_bits, weights)
+        self._charged(weights, self._split(weights), kl_weight)
+
+    def _charged(
+        self, weights: LogWeights, split: "_Split", kl_weight: KLWeight
+    ) -> list[tuple[Site, Tensor]]:
+        """What each divergence costs in what is optimised: weighted, and free up to a floor."""
+        charged = []
+        for name, site, term in split.divergences:
+            free = self._free_bits
+            free = free.get(name) if isinstance(free, Mapping) else free
+            if free is not None and name in weights.latents:
+                term = self._floored(weights, name, free)
+            charged.append((site, weight_of(kl_weight, name) * term))
+        return charged
+
+    def _floored(self, weights: LogWeights, name: str, free: FreeBits) -> Tensor:
+        require_own_density("free_bits", name, weights)
+        kl = by_dimension(weights, name, closed=isinstance(self.kl, AnalyticKL))
+        if kl is None:
+            raise OptionError(
+                f"free bits of site {name!r}: the guide has a point mass there, whose KL is "
+                "infinite; name other latents in free_bits"
+            )
+        if weights.guide_sites[name].column is not None:
+            raise OptionError(
+                f"free bits of site {name!r}: it is one datum's, in a data plate that runs as a "
+                "Python loop; write the plate as a with statement"
+            )
+        try:
+            return free.floored(kl.terms, kl.split)
+        except OptionError as error:
+            raise OptionError(f"free bits of site {name!r}: {error}") from error
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> ELBOTerms:
         """The parts of the bound at one run of the pair, in nats per datum, without gradients."""
@@ -183,7 +236,7 @@ class ELBO(Objective):
         analytic: dict[str, Tensor] = {}
         if isinstance(self.kl, AnalyticKL):
             for name in weights.latents:
-                divergence = _closed_form(weights, name)
+                divergence = closed_form(weights, name)
                 if divergence is not None:
                     analytic[name] = divergence
         divergences = [(n, guide[n], term) for n, term in analytic.items()]
@@ -198,40 +251,6 @@ class ELBO(Objective):
             term = log_q - model[name].log_prob if has_prior else log_q
             divergences.append((name, site, term))
         return _Split(observed, divergences, tuple(analytic))
-
-
-def _closed_form(weights: LogWeights, name: str) -> Tensor | None:
-    """KL of guide from prior at a site; ``None`` where it has no closed form or would be wrong."""
-    prior, site = weights.model_sites[name], weights.guide_sites[name]
-    if not _same(site.mask, prior.mask) or not _same(site.factor, prior.factor):
-        return None
-    if not _parents_drawn_first(weights, name):
-        return None
-    if is_point_mass(site.fn):
-        return None
-    try:
-        return weights.reduce(site, kl_divergence(site.fn, prior.fn))
-    except NotImplementedError:
-        return None
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two masks or scales are certainly equal; tensors only if they are the same object."""
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return one is other
-    return bool(one == other)
-
-
-def _parents_drawn_first(weights: LogWeights, name: str) -> bool:
-    r"""Whether all that the prior of a latent may depend on is drawn before it in the guide.
-
-    The divergence given its parents, :math:`E_{q(\text{parents})} KL(q(z) \| p(z \mid
-    \text{parents}))`, is a term of the ELBO only if the parents do not depend on z under q.
-    """
-    latents = weights.latents
-    parents = set(latents[: latents.index(name)])
-    drawn = list(weights.guide_sites)
-    return parents <= set(drawn[: drawn.index(name)])
 
 
 def _joint(weights: LogWeights, local: Tensor, rest: Tensor) -> Tensor:

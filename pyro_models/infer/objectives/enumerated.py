@@ -1,12 +1,16 @@
 """Any objective, with the model's discrete latents summed out."""
 
-from torch import Tensor, nn
+import copy
+from collections.abc import Mapping
+
+from torch import nn
 
 from pyro_models.errors import OptionError, SiteMismatchError
 from pyro_models.infer.enumeration import remembered_hidden, remembered_marginal
 from pyro_models.infer.objectives.base import Estimate, Objective, OptimizerFactory
 from pyro_models.infer.objectives.elbo import ELBO
-from pyro_models.infer.record import LogWeights
+from pyro_models.infer.record import KLWeight, LogWeights
+from pyro_models.infer.remedies import FreeBits
 from pyro_models.infer.weights import Program
 
 _ELBO = ELBO()
@@ -91,6 +95,16 @@ class Enumerated(Objective):
                 "discrete latents of the model can be summed out)"
             ) from error
 
-    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+    def with_free_bits(self, free_bits: FreeBits | Mapping[str, FreeBits]) -> "Enumerated":
+        """With the inner objective's free bits; see ``Objective.with_free_bits``."""
+        made = copy.copy(self)
+        made.objective = self.objective.with_free_bits(free_bits)
+        return made
+
+    def check_latents(self, weights: LogWeights, kl_weight: KLWeight) -> None:
+        """As the inner objective does; see ``Objective.check_latents``."""
+        self.objective.check_latents(weights, kl_weight)
+
+    def estimate(self, weights: LogWeights, kl_weight: KLWeight = 1.0) -> Estimate:
         """The objective's own estimate; see ``Objective.estimate``."""
         return self.objective.estimate(weights, kl_weight)

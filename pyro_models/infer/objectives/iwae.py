@@ -1,5 +1,6 @@
 """The importance-weighted bound, with its gradient estimators."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from pyro_models.errors import OptionError
 from pyro_models.infer.draws import ON_PATHS, Draws, PathsOnly
 from pyro_models.infer.objectives.base import Estimate
 from pyro_models.infer.objectives.multi_sample import MultiSampleBound, importance_bound
-from pyro_models.infer.record import LogWeights
+from pyro_models.infer.record import KLWeight, LogWeights, weight_of
 from pyro_models.infer.sites import Site, is_point_mass
 
 
@@ -95,15 +96,39 @@ class IWAE(MultiSampleBound):
         """The bound of each column of log-weights."""
         return importance_bound(log_w)
 
-    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+    def check_latents(self, weights: LogWeights, kl_weight: KLWeight) -> None:
+        """Refuse weights that a pair has no meaning for; see ``Objective.check_latents``."""
+        super().check_latents(weights, kl_weight)
+        if isinstance(self.gradient, DoublyReparameterized) and self.num_particles > 1:
+            _tempering(weights, kl_weight)
+
+    def estimate(self, weights: LogWeights, kl_weight: KLWeight = 1.0) -> Estimate:
         """Estimate the bound from one run; see ``Objective.estimate``."""
         if isinstance(self.gradient, DoublyReparameterized) and self.num_particles > 1:
             # With the latents' terms tempered, so is the score that the second path stands for; and
             # where they are masked there is none.
-            score = kl_weight * _share_of_scores(weights)
+            score = _tempering(weights, kl_weight) * _share_of_scores(weights)
             normalized = weights.importance(kl_weight).detach().softmax(0)
             weights.paths.value = 1.0 - score + score * normalized
         return super().estimate(weights, kl_weight)
+
+
+def _tempering(weights: LogWeights, kl_weight: KLWeight) -> Tensor | float:
+    """The weight of the guide's scores, which must be one for all of a datum's latents.
+
+    Raises:
+        OptionError: If there are several.
+    """
+    if not isinstance(kl_weight, Mapping):
+        return kl_weight
+    drawn = [s for s in weights.guide_sites.values() if not s.observed and not is_point_mass(s.fn)]
+    if len(drawn) > 1:
+        raise OptionError(
+            f"there is a KL weight for {', '.join(map(repr, kl_weight))}, and the doubly "
+            "reparameterised gradient has no formula for latents of different weights; give one "
+            "weight for all, or take gradient=StandardGradient()"
+        )
+    return weight_of(kl_weight, drawn[0].name) if drawn else 1.0
 
 
 def _share_of_scores(weights: LogWeights) -> Float[Tensor, "1 M"] | float:

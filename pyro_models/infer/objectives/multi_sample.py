@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_models.errors import OptionError
 from pyro_models.infer.objectives.base import Estimate, Objective
-from pyro_models.infer.record import LogWeights
+from pyro_models.infer.record import KLWeight, LogWeights
 from pyro_models.infer.sites import is_point_mass
 
 
@@ -29,7 +29,7 @@ class MultiSampleBound(Objective):
     def value(self, log_w: Float[Tensor, "K M"]) -> Float[Tensor, " M"]:
         """The bound f of each column of log-weights, differentiable."""
 
-    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+    def estimate(self, weights: LogWeights, kl_weight: KLWeight = 1.0) -> Estimate:
         """Estimate the bound from one run; see ``Objective.estimate``."""
         require_all_data(weights)
         scale = weights.importance_scale

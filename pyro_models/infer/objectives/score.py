@@ -25,7 +25,7 @@ from pyro_models.infer.objectives.baselines import (
     predict,
 )
 from pyro_models.infer.objectives.multi_sample import require_densities
-from pyro_models.infer.record import LogWeights
+from pyro_models.infer.record import KLWeight, LogWeights, weight_of
 from pyro_models.infer.sites import Site
 from pyro_models.infer.weights import Program
 
@@ -153,7 +153,7 @@ class ScoreFunction(Objective):
         }
         return weights
 
-    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+    def estimate(self, weights: LogWeights, kl_weight: KLWeight = 1.0) -> Estimate:
         """Estimate the ELBO from one run; see ``Objective.estimate``."""
         bound = _whole(weights, _terms(weights, 1.0))
         terms = _terms(weights, kl_weight)
@@ -218,13 +218,14 @@ def _key(name: str) -> str:
     return "at " + name.replace("%", "%25").replace(".", "%2E")
 
 
-def _terms(weights: LogWeights, kl_weight: Tensor | float) -> list[tuple[int, Site, Tensor]]:
+def _terms(weights: LogWeights, kl_weight: KLWeight) -> list[tuple[int, Site, Tensor]]:
     """Signed terms of the ELBO by site: log p with 1, - log q with -1."""
     model = [
-        (1, s, s.log_prob if s.observed else kl_weight * s.log_prob)
+        (1, s, s.log_prob if s.observed else weight_of(kl_weight, s.name) * s.log_prob)
         for s in weights.model_sites.values()
     ]
-    return model + [(-1, s, -kl_weight * s.log_prob) for s in weights.guide_sites.values()]
+    guide = weights.guide_sites.values()
+    return model + [(-1, s, -weight_of(kl_weight, s.name) * s.log_prob) for s in guide]
 
 
 def _whole(weights: LogWeights, terms: list[tuple[int, Site, Tensor]]) -> Tensor:

@@ -10,7 +10,7 @@ from pyro_models.errors import OptionError
 from pyro_models.infer.draws import Detached, Draws
 from pyro_models.infer.objectives.base import Estimate, Objective
 from pyro_models.infer.objectives.multi_sample import require_all_data, require_densities
-from pyro_models.infer.record import LogWeights
+from pyro_models.infer.record import KLWeight, LogWeights
 from pyro_models.infer.weights import Program
 
 
@@ -112,7 +112,7 @@ class ThermodynamicELBO(Objective):
         require_densities(weights, "ELBO()")
         return weights
 
-    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+    def estimate(self, weights: LogWeights, kl_weight: KLWeight = 1.0) -> Estimate:
         """Estimate the objective from one run; see ``Objective.estimate``."""
         require_all_data(weights)
         plain = weights.importance().detach()

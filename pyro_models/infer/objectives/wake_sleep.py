@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from pyro_models.errors import OptionError
 from pyro_models.infer.draws import Detached, Draws
 from pyro_models.infer.dreams import dream
@@ -14,7 +12,7 @@ from pyro_models.infer.objectives.multi_sample import (
     require_all_data,
     require_densities,
 )
-from pyro_models.infer.record import LogWeights
+from pyro_models.infer.record import KLWeight, LogWeights
 from pyro_models.infer.weights import Program
 
 
@@ -117,14 +115,14 @@ class ReweightedWakeSleep(Objective):
             awake.notes["dream"] = dream(model, guide, args, kwargs, awake)
         return awake
 
-    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+    def estimate(self, weights: LogWeights, kl_weight: KLWeight = 1.0) -> Estimate:
         """Estimate the bound from one run; see ``Objective.estimate``."""
         require_all_data(weights)
         scale = weights.importance_scale
         bound = importance_bound(weights.importance().detach()).sum()
         log_q = weights.log_q_all()
         log_w = weights.importance(kl_weight)
-        log_p = log_w + kl_weight * log_q
+        log_p = log_w + weights.log_q_all(kl_weight)
         normalized = log_w.detach().softmax(0)
         surrogate = (normalized * log_p).sum()
         if self._wake > 0:
