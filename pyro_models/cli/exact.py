@@ -185,16 +185,14 @@ def _save(result: Fit, model: nn.Module, guide: nn.Module, directory: Path) -> N
         "seed": result.seed,
         "seconds": result.wall_time,
         "position": {"epoch": len(rows), "batch": 0, "step": len(rows)},
-        "history": [
-            {n: encode(v) if isinstance(v, float) else v for n, v in r.items()} for r in rows
-        ],
+        "history": rows,
     }
     checkpoint.write(directory, len(rows), tensors, record, _KEPT)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """A row as JSON has it, which knows neither NaN nor infinity."""
-    return {name: encode(v) if isinstance(v, float) else v for name, v in row.items()}
+    return {name: encode(v) for name, v in row.items()}
 
 
 def _history(saved: Saved) -> list[EpochRecord]:

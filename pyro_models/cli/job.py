@@ -75,11 +75,7 @@ def train(
         result = by(pair, config, folder, prepared, device, progress)
     if result.history:
         rows = [dataclasses.asdict(record) for record in result.history]
-        finite = [
-            {name: encode(v) if isinstance(v, float) else v for name, v in row.items()}
-            for row in rows
-        ]
-        folder.write_json("history.json", finite)
+        folder.write_json("history.json", [encode(row) for row in rows])
         folder.write_picture("loss.png", pictures.history(result.history))
     return result
 

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,18 +183,26 @@ def compare(saved: Saved, config: dict[str, Any]) -> None:
         )
 
 
-def encode(value: float | None) -> float | str | None:
-    """A float as JSON has it, which knows neither NaN nor infinity."""
+def encode(value: Any) -> Any:
+    """Numbers, or tuples or dictionaries of them, as JSON has them: no NaN, infinity or tuple."""
+    if isinstance(value, Mapping):
+        return {name: encode(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(one) for one in value]
     return value if value is None or math.isfinite(value) else repr(value)
 
 
-def decode(value: float | str | None) -> float | None:
-    """What ``encode`` was given.
+def decode(value: Any) -> Any:
+    """What ``encode`` was given, whole numbers as floats.
 
     Example:
-        >>> [decode(encode(v)) for v in (0.1, None, -math.inf)]
-        [0.1, None, -inf]
+        >>> [decode(encode(v)) for v in (0.1, None, -math.inf, {"z": (0.5, math.nan)})]
+        [0.1, None, -inf, {'z': (0.5, nan)}]
     """
+    if isinstance(value, Mapping):
+        return {name: decode(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(decode(one) for one in value)
     return None if value is None else float(value)
 
 

@@ -1,6 +1,6 @@
-"""The bound by step, as it is drawn for a fit."""
+"""The bound and the KL of the latents by step, as they are drawn for a fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 # From so many values on, single ones are too noisy to be read.
 _MANY = 1000
 _FEW = 20
+# More dimensions than this are rows of a heat map, because so many lines cannot be told apart.
+_LINES = 8
 
 
 def draw_bound(
@@ -68,3 +70,50 @@ def _focus(axes: Axes, values: np.ndarray) -> None:
     room = 0.15 * (high - low)
     if room > 0 and finite.min() < low - 2 * room:
         axes.set_ylim(low - room, high + room)
+
+
+def draw_kl(
+    axes: Axes, steps: Sequence[float], kl: Sequence[Mapping[str, Sequence[float]]]
+) -> None:
+    """Draw the KL of latents by dimension against the step: a line each, or rows of a heat map.
+
+    Args:
+        axes: Where to draw.
+        steps: Steps at which ``kl`` was noted, at least one.
+        kl: Nats per datum by latent and dimension, the same latents each time.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> axes = Figure().subplots()
+        >>> draw_kl(axes, [1, 2], [{"z": [0.5, 0.1]}, {"z": [0.9, 0.0]}])
+        >>> [line.get_label() for line in axes.lines]
+        ['z[0]', 'z[1]']
+    """
+    sizes = {name: len(values) for name, values in kl[0].items()}
+    table = np.array([[v for name in sizes for v in moment[name]] for moment in kl], dtype=float)
+    if table.shape[1] > _LINES:
+        _draw_rows(axes, np.asarray(steps, dtype=float), table.T, sizes)
+        return
+    names = [name if n == 1 else f"{name}[{j}]" for name, n in sizes.items() for j in range(n)]
+    for name, values in zip(names, table.T, strict=True):
+        axes.plot(steps, values, lw=1.4, marker="o", ms=3, label=name)
+    axes.set_ylabel("KL (nats per datum)")
+    axes.set_ylim(bottom=min(0.0, float(np.nanmin(table, initial=0.0))))
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
+
+
+def _draw_rows(axes: Axes, steps: np.ndarray, rows: np.ndarray, sizes: Mapping[str, int]) -> None:
+    """A row a dimension, the latents one above the other, a column a moment."""
+    middles = (steps[1:] + steps[:-1]) / 2
+    first = steps[0] - (middles[0] - steps[0] if len(middles) else 0.5)
+    last = steps[-1] + (steps[-1] - middles[-1] if len(middles) else 0.5)
+    edges = np.concatenate([[first], middles, [last]])
+    mesh = axes.pcolormesh(edges, np.arange(len(rows) + 1), rows, vmin=0.0, cmap="viridis")
+    axes.figure.colorbar(mesh, ax=axes, label="KL (nats per datum)")
+    axes.invert_yaxis()  # the first dimension on top, as in a table
+    bounds = np.cumsum([0, *sizes.values()])
+    for bound in bounds[1:-1]:
+        axes.axhline(bound, color="w", lw=1.0)
+    labels = [f"{name} ({size})" for name, size in sizes.items()]
+    axes.set_yticks((bounds[1:] + bounds[:-1]) / 2, labels)
+    axes.set_ylabel("latent (dimensions)")

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_models.infer.curves import draw_bound
+from pyro_models.infer.curves import draw_bound, draw_kl
 from pyro_models.infer.stopping import StopReason
 
 
@@ -28,10 +28,14 @@ class EpochRecord:
     """Bound on the held-out data at the end of the epoch, nats per datum; None if not evaluated."""
     lr: float
     """Learning rate of the epoch's last step (of the optimiser's first group)."""
-    kl_weight: float
-    """KL weight of the epoch's last step; the bounds here always have weight 1."""
+    kl_weight: float | dict[str, float]
+    """KL weight of the epoch's last step, or weights by name of a latent; the bounds here always
+    have weight 1."""
     seconds: float
     """Wall time since the fit began, earlier parts of a resumed fit included."""
+    kl: dict[str, tuple[float, ...]] | None = None
+    """KL of guide from prior on the held-out data by latent and dimension, nats per datum; None
+    where ``validation`` is. Latents at which the guide has a point mass have none."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,11 +87,17 @@ class Fit:
     def plot(self) -> Figure:
         """Bound by step, training and held-out, and the learning rate under it.
 
+        Where held-out data were evaluated, a third panel has the KL by latent dimension: one whose
+        KL is zero says nothing of the data.
+
         Returns:
             A figure that belongs to no window: show it in a notebook, or ``savefig`` it.
         """
-        figure = Figure(figsize=(7.0, 4.5), layout="constrained")
-        bound, rate = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        evaluated = [(e.step, e.kl) for e in self.history if e.kl]
+        height, ratios = (6.5, (4, 1, 3)) if evaluated else (4.5, (4, 1))
+        figure = Figure(figsize=(7.0, height), layout="constrained")
+        panels = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+        bound, rate = panels[:2]
         steps = [e.step for e in self.history]
         held_out = [(e.step, e.validation) for e in self.history if e.validation is not None]
         if self.best_step is not None:
@@ -101,8 +111,10 @@ class Fit:
         )
         rate.plot(steps, [e.lr for e in self.history], color="0.4")
         rate.set_ylabel("learning rate")
-        rate.set_xlabel("step")
-        for axes in (bound, rate):
+        if evaluated:
+            draw_kl(panels[2], [step for step, _ in evaluated], [kl for _, kl in evaluated])
+        panels[-1].set_xlabel("step")
+        for axes in panels:
             axes.spines[["top", "right"]].set_visible(False)
         return figure
 

@@ -24,7 +24,7 @@ from pyro_models.infer.random_state import Stream, derive_seed, isolated
 from pyro_models.infer.step import Step
 from pyro_models.infer.stopping import Best, EarlyStopping, Interrupt, StopFit, StopReason
 from pyro_models.infer.trainer import Position, Snapshot, Trainer
-from pyro_models.infer.validation import HeldOut
+from pyro_models.infer.validation import HeldOut, Judgement
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,8 @@ class Run:
         at = self.trainer.position
         validation = self._validate(at)
         rate, weight = self._probe.learning_rate, self.trainer.step.kl_weight
-        record = EpochRecord(at.step, at.epoch, elbo, validation, rate, weight, self.seconds)
+        value, kl = (None, None) if validation is None else validation
+        record = EpochRecord(at.step, at.epoch, elbo, value, rate, weight, self.seconds, kl)
         self.history.append(record)
         asked = self._call_back(record)
         every = self._checkpoint.every_epochs if self._checkpoint is not None else None
@@ -211,15 +212,16 @@ class Run:
             self._save()
         return asked
 
-    def _validate(self, at: Position) -> float | None:
+    def _validate(self, at: Position) -> Judgement | None:
         held_out = self._held_out
         if held_out is None or at.epoch % held_out.every:
             return None
         self._watch.verify()
-        self._latest = value = held_out()
-        if self.best.update(at.step, value) and self.best.stopping is not None:
+        judgement = held_out()
+        self._latest = judgement.bound
+        if self.best.update(at.step, judgement.bound) and self.best.stopping is not None:
             self._best_state = self.trainer.step.state_dict()
-        return value
+        return judgement
 
     def _call_back(self, record: EpochRecord) -> bool:
         if not self._callbacks:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_models.errors import OptionError
 from pyro_models.infer.batches import Batches
@@ -32,6 +32,15 @@ class Validation:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise OptionError(f"Validation every={self.every}; give at least 1 epoch")
+
+
+class Judgement(NamedTuple):
+    """What held-out data say of a pair, in nats per datum."""
+
+    bound: float
+    """The objective's bound."""
+    kl: dict[str, tuple[float, ...]]
+    """KL of guide from prior by latent and dimension."""
 
 
 class HeldOut:
@@ -74,17 +83,24 @@ class HeldOut:
         self._generators = RandomState(device, batches.generators)
         self._beginning = self._generators.capture()
 
-    def __call__(self) -> float:
-        """The bound per datum."""
+    def __call__(self) -> Judgement:
+        """The bound per datum, and the KL by dimension in the same runs."""
         total = torch.zeros((), dtype=torch.float64, device=self._device)
+        totals: dict[str, Tensor] = {}
         seen = 0
         with self._generators.preserved(), evaluation_mode(self._modules):
             self._generators.restore(self._beginning)
             seed_all(self._device, self._seed)
             for batch in self.batches.epoch(0):
-                total += len(batch[0]) * self._step.evaluate(*batch, **self._kwargs)
-                seen += len(batch[0])
-        return float(total) / seen
+                size = len(batch[0])
+                bound, kl = self._step.evaluate_with_kl(*batch, **self._kwargs)
+                total += size * bound
+                for name, terms in kl.items():
+                    part = size * terms.double()
+                    totals[name] = totals[name] + part if name in totals else part
+                seen += size
+        means = {name: tuple((sums / seen).tolist()) for name, sums in totals.items()}
+        return Judgement(float(total) / seen, means)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_models.infer.checkpoint import Checkpoint
 from pyro_models.infer.fit import fit
 from pyro_models.infer.history import Fit
+from pyro_models.infer.remedies import FreeBits, Remedies
 from pyro_models.infer.schedules import InverseEpoch, LinearWarmup
 from tests.infer.fit_cases import adam, network_pair, normal_data
 
@@ -49,7 +50,7 @@ def train(compiled: bool, die_after: int | None = None, **options: Any) -> Fit:
         batch_size=20,
         transform=Noise(die_after),
         schedule=InverseEpoch(),
-        kl=LinearWarmup(25),
+        kl=Remedies({"z": LinearWarmup(25, end=1.5)}, FreeBits(0.01)),
         validation=normal_data(30, 3, seed=1),
         seed=3,
         compiled=compiled,
@@ -61,7 +62,7 @@ def train(compiled: bool, die_after: int | None = None, **options: Any) -> Fit:
 def equal(one: Fit, other: Fit) -> bool:
     """Whether two fits are the same bit for bit, times aside."""
     rows = [
-        [(e.step, e.epoch, e.elbo, e.validation, e.lr, e.kl_weight) for e in f.history]
+        [(e.step, e.epoch, e.elbo, e.validation, e.lr, e.kl_weight, e.kl) for e in f.history]
         for f in (one, other)
     ]
     tensors = [
@@ -69,7 +70,8 @@ def equal(one: Fit, other: Fit) -> bool:
         for f in (one, other)
     ]
     same = all(torch.equal(tensors[0][n], tensors[1][n]) for n in tensors[0])
-    return same and rows[0] == rows[1] and len(rows[0]) == EPOCHS
+    kept = all(e.kl and len(e.kl["z"]) == 2 for e in one.history)
+    return same and kept and rows[0] == rows[1] and len(rows[0]) == EPOCHS
 
 
 def main(directory: str, what: str, how: str, step: str = "") -> int:

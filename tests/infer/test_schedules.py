@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pyro_models.errors import OptionError
 from pyro_models.infer.schedules import (
+    Beta,
     Burda,
     Constant,
     Cosine,
@@ -64,6 +65,14 @@ def test_warmup_rises_to_what_follows() -> None:
 def test_linear_warmup_of_the_kl_weight() -> None:
     warmup = LinearWarmup(10, start=0.5)
     assert [warmup.weight(at(step=s)) for s in (0, 5, 10, 99)] == [0.5, 0.75, 1.0, 1.0]
+    to_beta = LinearWarmup(10, start=1.0, end=5.0)
+    assert [to_beta.weight(at(step=s)) for s in (0, 5, 10, 99)] == [1.0, 3.0, 5.0, 5.0]
+    down = LinearWarmup(4, start=2.0, end=1.0)
+    assert [down.weight(at(step=s)) for s in (0, 1, 4, 5)] == [2.0, 1.75, 1.0, 1.0]
+
+
+def test_beta_is_constant() -> None:
+    assert [Beta(0.3).weight(at(step=s)) for s in (0, 5, 99)] == [0.3, 0.3, 0.3]
 
 
 def test_cyclical_warmup() -> None:
@@ -71,6 +80,8 @@ def test_cyclical_warmup() -> None:
     weights = [warmup.weight(at(step=s)) for s in range(22)]
     cycle = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert weights == pytest.approx([*cycle, *cycle, 1.0, 1.0])
+    high = CyclicalWarmup(period=10, cycles=2, rise=0.5, top=4.0)
+    assert [high.weight(at(step=s)) for s in range(22)] == pytest.approx([4 * w for w in weights])
 
 
 @given(
@@ -113,6 +124,10 @@ def test_weights_lie_between_zero_and_one(step: int, warmup: KLSchedule) -> None
         lambda: CyclicalWarmup(0),
         lambda: CyclicalWarmup(10, cycles=0),
         lambda: CyclicalWarmup(10, rise=0.0),
+        lambda: CyclicalWarmup(10, top=-1.0),
+        lambda: LinearWarmup(5, end=math.inf),
+        lambda: Beta(-0.1),
+        lambda: Beta(math.nan),
     ],
 )
 def test_what_cannot_work_raises_at_construction(make: object) -> None:
