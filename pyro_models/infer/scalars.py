@@ -29,12 +29,15 @@ class Halves:
     scalars_take: tuple[int, ...]
     """Which inputs of the whole graph the first part takes."""
     rest_takes: tuple[int, ...]
-    """Which the second takes: inputs of the whole graph, and after those the first part's
-    results."""
+    """Which the second takes: inputs of the whole graph, after those the first part's results, and
+    after those the constants."""
+    constants: tuple[Tensor, ...] = ()
+    """Tensors that the whole graph holds itself."""
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Do what the whole graph does."""
-        known = [*inputs, *self.scalars(*[inputs[place] for place in self.scalars_take])]
+        numbers = self.scalars(*[inputs[place] for place in self.scalars_take])
+        known = [*inputs, *numbers, *self.constants]
         return (self.rest(*[known[place] for place in self.rest_takes]),)
 
 
@@ -112,17 +115,35 @@ def _halves(whole: GraphModule, inputs: list[Tensor], compiler: Compile) -> Halv
     nodes = list(whole.graph.nodes)
     place = {node: index for index, node in enumerate(n for n in nodes if n.op == "placeholder")}
     first, second = (node for node in nodes if node.op == "call_module")
+    scalars, rest = (whole.get_submodule(str(node.target)) for node in (first, second))
+    returned = _as_tuple(scalars)
+    # Of several results each is taken out of the first part's; a single one is that itself.
     results = [n for n in nodes if n.target is operator.getitem and n.args[0] is first]
     place |= {node: len(inputs) + node.args[1] for node in results}
-    scalars, rest = (whole.get_submodule(str(node.target)) for node in (first, second))
+    place[first] = len(inputs)
+    constants = [node for node in nodes if node.op == "get_attr"]
+    count = len(inputs) + len(returned)
+    place |= {node: count + index for index, node in enumerate(constants)}
     taken = tuple(place[node] for node in first.args)
     needed = tuple(place[node] for node in second.args)
-    (returned,) = next(n for n in scalars.graph.nodes if n.op == "output").args
     numbers = [torch.ones((), dtype=node.meta["val"].dtype) for node in returned]
-    known = [*inputs, *numbers]
+    fixed = tuple(operator.attrgetter(node.target)(whole) for node in constants)
+    known = [*inputs, *numbers, *fixed]
     return Halves(
         compiler(scalars, [inputs[index] for index in taken]),
         compiler(rest, [known[index] for index in needed]),
         taken,
         needed,
+        fixed,
     )
+
+
+def _as_tuple(graph: GraphModule) -> tuple[Node, ...]:
+    """Let a graph return a tuple, also of a single result; what it returns."""
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    (returned,) = output.args
+    if isinstance(returned, Node):
+        output.args = ((returned,),)
+        graph.recompile()
+        return (returned,)
+    return tuple(returned)

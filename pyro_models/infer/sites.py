@@ -236,7 +236,9 @@ def reduce_to_weights(
     return nn.functional.pad(batch.unsqueeze(-1), (site.column, size - 1 - site.column))
 
 
-def spread_to_weights(site: Site, batch: Tensor, events: int, particles: int, size: int) -> Tensor:
+def spread_to_weights(
+    site: Site, batch: Tensor, events: int, particles: int, size: int, sums: Sums = NO_SUMS
+) -> Tensor:
     """As ``reduce_to_weights``, with all that would be summed in a last dimension instead.
 
     Args:
@@ -260,9 +262,9 @@ def spread_to_weights(site: Site, batch: Tensor, events: int, particles: int, si
     depth = events - (particle_dim or -1)
     batch = batch.reshape((1,) * (depth - batch.dim()) + batch.shape)
     if data_dim is not None:
-        batch = batch.movedim((-depth, data_dim - events), (0, 1)).flatten(2)
+        batch = batch.movedim((-depth, data_dim - events), (0, 1)).unsqueeze(-1).flatten(2)
         return batch.expand(particles, size, -1)
-    batch = batch.movedim(-depth, 0).flatten(1).expand(particles, -1)
+    batch = batch.movedim(-depth, 0).unsqueeze(-1).flatten(1).expand(particles, -1)
     if site.column is None:
         return batch
     return nn.functional.pad(batch.unsqueeze(1), (0, 0, site.column, size - 1 - site.column))

@@ -495,7 +495,7 @@ def test_the_record_shows_itself(validation: Tensor | None, epochs: int) -> None
     assert "nats per datum" in repr(result)
     assert ("held-out" in repr(result)) == (validation is not None)
     assert "data:image/png;base64," in result._repr_html_()
-    bound, rate = result.plot().axes
+    bound, rate = result.plot().axes  # without latents, no panel for them
     (training,) = (line for line in bound.lines if line.get_label() == "training")
     assert np.size(training.get_xdata()) == epochs
     assert bound.get_ylabel() == "ELBO (nats per datum)"
