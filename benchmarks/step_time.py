@@ -7,7 +7,8 @@ data, same initial values, same objective; ratios are taken within a round.
     python benchmarks/step_time.py --device cpu --rounds 31 --write-readme
     python benchmarks/step_time.py --readme-only        # from the stored results
 
-Writes benchmarks/results/step_time-<device>.json and prints a table for each pair.
+Writes benchmarks/results/step_time-<device>.json, pair by pair (--pairs runs some and leaves the
+others there as they are), and prints a table for each.
 """
 
 import argparse
@@ -17,13 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # Torch and JAX share the GPU: JAX is not to take it all. Before the first import of JAX.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import pyro
 import torch
-from contenders import hand_written, ours, stock_pyro
+from contenders import clustered, hand_written, ours, sticks, stock_pyro
 from contenders.problems import MixtureProblem, VAEProblem, mixture_problem, vae_problem
 from harness import machine, report
 from harness.timing import Contender, race
@@ -40,30 +42,21 @@ MARKER = "step_time"
 
 @dataclass(frozen=True)
 class Pair:
-    """A problem, its name in tables, and the stock Pyro objective that ratios refer to."""
+    """A problem, and who takes part.
+
+    Args:
+        title: Its name in tables.
+        problem: Makes it on a device.
+        contenders: Who can run it there, ours last.
+        stock: The row of stock Pyro that ratios refer to.
+        table: Pairs of the same number share a table of the README.
+    """
 
     title: str
-    problem: Callable[..., VAEProblem | MixtureProblem]
+    problem: Callable[..., Any]
+    contenders: Callable[[Any, torch.device], list[Contender]]
     stock: str
-
-
-PAIRS = {
-    "vae-small": Pair(
-        "VAE 784-200-50, batch 20",
-        partial(vae_problem, 784, (200,), 50, 20),
-        "stock Pyro, `Trace_ELBO`",
-    ),
-    "vae-large": Pair(
-        "VAE 784-400-20, batch 128",
-        partial(vae_problem, 784, (400,), 20, 128),
-        "stock Pyro, `Trace_ELBO`",
-    ),
-    "mixture": Pair(
-        "mixture of 8 Gaussians in 2-D, N = 1000",
-        mixture_problem,
-        "stock Pyro, `TraceEnum_ELBO`",
-    ),
-}
+    table: int = 0
 
 
 def _numpyro(problem: VAEProblem | MixtureProblem, device: torch.device) -> list[Contender]:
@@ -87,32 +80,85 @@ def contenders(problem: VAEProblem | MixtureProblem, device: torch.device) -> li
     ]
 
 
-def measure(device: torch.device, args: argparse.Namespace) -> dict[str, object]:
-    """Run the chosen pairs on one device."""
-    result: dict[str, object] = {
-        "benchmark": "step_time",
-        "device": device.type,
+PAIRS = {
+    "vae-small": Pair(
+        "VAE 784-200-50, batch 20",
+        partial(vae_problem, 784, (200,), 50, 20),
+        contenders,
+        "stock Pyro, `Trace_ELBO`",
+    ),
+    "vae-large": Pair(
+        "VAE 784-400-20, batch 128",
+        partial(vae_problem, 784, (400,), 20, 128),
+        contenders,
+        "stock Pyro, `Trace_ELBO`",
+    ),
+    "mixture": Pair(
+        "mixture of 8 Gaussians in 2-D, N = 1000",
+        mixture_problem,
+        contenders,
+        "stock Pyro, `TraceEnum_ELBO`",
+    ),
+    "stick_breaking_vae": Pair(
+        "stick-breaking VAE 784-500, 50 sticks, Kumaraswamy, batch 20",
+        sticks.sticks_problem,
+        sticks.contenders,
+        "stock Pyro, `Trace_ELBO`",
+        table=1,
+    ),
+    "gmvae": Pair(
+        "GMVAE 784-200, z 10, w 2, K = 10, batch 20",
+        partial(clustered.clustered_problem, True),
+        clustered.contenders,
+        "stock Pyro, `TraceEnum_ELBO`",
+        table=1,
+    ),
+    "vade": Pair(
+        "VaDE 784-200, z 10, K = 10, batch 20",
+        partial(clustered.clustered_problem, False),
+        clustered.contenders,
+        "stock Pyro, `TraceEnum_ELBO`",
+        table=1,
+    ),
+}
+
+
+def measure(name: str, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
+    """Run one pair on one device."""
+    pair = PAIRS[name]
+    print(f"{pair.title}, {device.type}", flush=True)
+    torch.manual_seed(0)
+    with machine.cold_compiler():
+        machine.warm_up_compiler(device)  # no contender is to pay it for the others
+        timings = race(
+            pair.contenders(pair.problem(device=device), device),
+            rounds=args.rounds,
+            chunk_seconds=args.chunk_seconds,
+            say=partial(print, flush=True),
+        )
+    entry = {
+        "title": pair.title,
+        "table": pair.table,
         "machine": machine.facts(device),
         "rounds": args.rounds,
         "chunk_seconds": args.chunk_seconds,
-        "pairs": {},
+        **report.record(timings, pair.stock),
     }
-    for name in args.pairs:
-        pair = PAIRS[name]
-        print(f"{pair.title}, {device.type}", flush=True)
-        torch.manual_seed(0)
-        with machine.cold_compiler():
-            machine.warm_up_compiler(device)  # no contender is to pay it for the others
-            timings = race(
-                contenders(pair.problem(device=device), device),
-                rounds=args.rounds,
-                chunk_seconds=args.chunk_seconds,
-                say=partial(print, flush=True),
-            )
-        entry = {"title": pair.title, **report.record(timings, pair.stock)}
-        result["pairs"][name] = entry  # type: ignore[index]
-        print(f"\n{report.pair_table(pair.title, entry)}\n", flush=True)
-    return result
+    print(f"\n{report.pair_table(pair.title, entry)}\n", flush=True)
+    return entry
+
+
+def enter(path: Path, name: str, entry: dict[str, Any], device: torch.device) -> None:
+    """Put one pair into the file of results; other pairs in it stay as they are."""
+    found = report.load(path)["pairs"] if path.exists() else {}
+    found[name] = entry
+    order = [known for known in PAIRS if known in found]
+    result = {
+        "benchmark": "step_time",
+        "device": device.type,
+        "pairs": {known: found[known] for known in order},
+    }
+    report.save(result, path)
 
 
 def write_readme(readme: Path, results: Path) -> None:
@@ -165,9 +211,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         machine.share_cores(args.threads)
         with pyro.validation_enabled(False):
             for device in devices(args.device):
-                result = measure(device, args)
                 path = args.out / f"step_time-{device.type}.json"
-                report.save(result, path)
+                for name in args.pairs:
+                    enter(path, name, measure(name, device, args), device)
                 print(f"wrote {path}")
     if args.write_readme or args.readme_only:
         write_readme(args.readme, args.out)

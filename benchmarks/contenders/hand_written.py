@@ -1,8 +1,9 @@
 """Hand-written PyTorch: the loss as one would type it without a probabilistic language."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from harness.timing import Contender, Runner, repeat
@@ -50,13 +51,11 @@ class MixtureLoss(nn.Module):
         return constant - torch.logsumexp(log_joint, -1).mean()
 
 
-def _eager(
-    loss: Callable[[], nn.Module], batches: tuple[Tensor, ...], lr: float, fused: bool
-) -> Runner:
+def _eager(loss: Callable[[], nn.Module], batches: Sequence[Any], lr: float, fused: bool) -> Runner:
     module = loss()
     optimizer = torch.optim.Adam(module.parameters(), lr=lr, fused=fused)
 
-    def step(x: Tensor) -> Tensor:
+    def step(x: Any) -> Tensor:
         optimizer.zero_grad()
         value = module(x)
         value.backward()
@@ -96,6 +95,24 @@ def _compiled(
     return repeat(step, batches)
 
 
+def eager_rows(
+    loss: Callable[[], nn.Module], batches: Sequence[Any], lr: float, name: str = ""
+) -> list[Contender]:
+    """Eager, with torch's two Adams."""
+    return [
+        Contender(
+            f"hand-written eager{name}",
+            partial(_eager, loss, batches, lr, fused=False),
+            note="torch.optim.Adam with its defaults",
+        ),
+        Contender(
+            f"hand-written eager{name}, fused Adam",
+            partial(_eager, loss, batches, lr, fused=True),
+            note="torch.optim.Adam(fused=True)",
+        ),
+    ]
+
+
 def contenders(problem: VAEProblem | MixtureProblem) -> list[Contender]:
     """Eager with torch's two Adams, and compiled in the two ways that people use."""
     if isinstance(problem, VAEProblem):
@@ -107,16 +124,7 @@ def contenders(problem: VAEProblem | MixtureProblem) -> list[Contender]:
         batches, lr = (problem.x,), problem.lr
         loss = partial(MixtureLoss, problem)
     return [
-        Contender(
-            "hand-written eager",
-            partial(_eager, loss, batches, lr, fused=False),
-            note="torch.optim.Adam with its defaults",
-        ),
-        Contender(
-            "hand-written eager, fused Adam",
-            partial(_eager, loss, batches, lr, fused=True),
-            note="torch.optim.Adam(fused=True)",
-        ),
+        *eager_rows(loss, batches, lr),
         Contender(
             "hand-written, `torch.compile` of the loss",
             partial(_compiled, loss, batches, lr, whole=False),

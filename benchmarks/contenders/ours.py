@@ -1,15 +1,18 @@
 """Ours: the package's VAE pair, and a user's own Pyro program, under `infer.Step`."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from harness.timing import Contender, Runner, repeat
-from torch import nn
+from torch import Tensor, nn
 
 from contenders.problems import Layer, MixtureProblem, VAEProblem
 from contenders.stock_pyro import mixture_programs
 from pyro_models import pairs
-from pyro_models.infer import ELBO, Step
+from pyro_models.infer import ELBO, Objective, Step
+from pyro_models.infer.weights import Program
 from pyro_models.networks import MLP
 
 
@@ -32,25 +35,31 @@ def vae_pair(problem: VAEProblem) -> pairs.Pair:
         (pair.model.decoder, problem.decoder),
     )
     for network, values in parts:
-        for linear, (weight, bias) in zip(linears(network), values, strict=True):
-            linear.load_state_dict({"weight": weight, "bias": bias})
+        set_layers(network, values)
     pair.model.to(problem.batches[0].device)
     pair.guide.to(problem.batches[0].device)
     return pair
 
 
-def _start(problem: VAEProblem | MixtureProblem, compiled: bool) -> Runner:
-    if isinstance(problem, VAEProblem):
-        pair = vae_pair(problem)
-        model, guide, objective = pair.model, pair.guide, pair.objective
-        batches = problem.batches
-    else:
-        model, guide = mixture_programs(problem)
-        objective = ELBO()
-        batches = (problem.x,)
-    optimizer = partial(torch.optim.Adam, lr=problem.lr)
+def set_layers(network: MLP, values: tuple[Layer, ...]) -> None:
+    """Give a perceptron of the package a problem's initial values."""
+    for linear, (weight, bias) in zip(linears(network), values, strict=True):
+        linear.load_state_dict({"weight": weight, "bias": bias})
+
+
+Start = tuple[Program, Program, Objective]
+"""Model, guide and objective."""
+
+
+def _start(made: Callable[[], Start], batches: Sequence[Any], lr: float, compiled: bool) -> Runner:
+    model, guide, objective = made()
+    optimizer = partial(torch.optim.Adam, lr=lr)
     step = Step(model, guide, objective, optimizer, compiled=compiled)
-    inner = repeat(step, batches)
+
+    def one(batch: Any) -> Tensor:
+        return step(*batch) if isinstance(batch, tuple) else step(batch)
+
+    inner = repeat(one, batches)
 
     def run(steps: int) -> float:
         loss = inner(steps)
@@ -61,16 +70,30 @@ def _start(problem: VAEProblem | MixtureProblem, compiled: bool) -> Runner:
     return run if compiled else inner
 
 
-def contenders(problem: VAEProblem | MixtureProblem) -> list[Contender]:
+def rows(
+    made: Callable[[], Start], batches: Sequence[Any], lr: float, program: str, name: str = ""
+) -> list[Contender]:
     """Eager and compiled."""
-    program = (
-        "the package's pair"
-        if isinstance(problem, VAEProblem)
-        else "the same program as stock Pyro's Trace_ELBO row"
-    )
     return [
         Contender(
-            f"ours, {name}", partial(_start, problem, compiled), note=f"infer.Step on {program}"
+            f"ours, {kind}{name}",
+            partial(_start, made, batches, lr, compiled),
+            note=f"infer.Step on {program}",
         )
-        for name, compiled in (("eager", False), ("compiled", True))
+        for kind, compiled in (("eager", False), ("compiled", True))
     ]
+
+
+def contenders(problem: VAEProblem | MixtureProblem) -> list[Contender]:
+    """Eager and compiled."""
+
+    def made() -> Start:
+        if isinstance(problem, VAEProblem):
+            pair = vae_pair(problem)
+            return pair.model, pair.guide, pair.objective
+        return *mixture_programs(problem), ELBO()
+
+    if isinstance(problem, VAEProblem):
+        return rows(made, problem.batches, problem.lr, "the package's pair")
+    program = "the same program as stock Pyro's Trace_ELBO row"
+    return rows(made, (problem.x,), problem.lr, program)

@@ -62,14 +62,29 @@ class MixtureProblem:
     lr: float
 
 
-def _layers(widths: tuple[int, ...], generator: torch.Generator) -> tuple[Layer, ...]:
+def layers(widths: tuple[int, ...], generator: torch.Generator) -> tuple[Layer, ...]:
     """Glorot weights, zero biases."""
-    layers = []
+    made = []
     for fan_in, fan_out in pairwise(widths):
         limit = math.sqrt(6 / (fan_in + fan_out))
         weight = (2 * torch.rand(fan_out, fan_in, generator=generator) - 1) * limit
-        layers.append((weight, torch.zeros(fan_out)))
-    return tuple(layers)
+        made.append((weight, torch.zeros(fan_out)))
+    return tuple(made)
+
+
+def pictures(
+    num_batches: int,
+    batch_size: int,
+    data_dim: int,
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[Tensor, ...]:
+    """Minibatches of random pictures of which a tenth of the pixels is on.
+
+    What the pixels show has no influence on the time of a step.
+    """
+    pixels = torch.rand(num_batches, batch_size, data_dim, generator=generator) < 0.1
+    return tuple(pixels.float().to(device))
 
 
 def vae_problem(
@@ -82,18 +97,14 @@ def vae_problem(
     num_batches: int = 50,
     lr: float = 1e-3,
 ) -> VAEProblem:
-    """Random weights, and random pictures of which a tenth of the pixels is on.
-
-    What the pixels show has no influence on the time of a step.
-    """
+    """Random weights and random pictures."""
     generator = torch.Generator().manual_seed(0)
-    encoder = _layers((data_dim, *hidden, 2 * latent_dim), generator)
-    decoder = _layers((latent_dim, *reversed(hidden), data_dim), generator)
-    pixels = torch.rand(num_batches, batch_size, data_dim, generator=generator) < 0.1
+    encoder = layers((data_dim, *hidden, 2 * latent_dim), generator)
+    decoder = layers((latent_dim, *reversed(hidden), data_dim), generator)
     return VAEProblem(
-        encoder=_to(encoder, device),
-        decoder=_to(decoder, device),
-        batches=tuple(pixels.float().to(device)),
+        encoder=to_device(encoder, device),
+        decoder=to_device(decoder, device),
+        batches=pictures(num_batches, batch_size, data_dim, generator, device),
         lr=lr,
     )
 
@@ -120,15 +131,16 @@ def mixture_problem(
     )
 
 
-def _to(layers: tuple[Layer, ...], device: torch.device) -> tuple[Layer, ...]:
-    return tuple((weight.to(device), bias.to(device)) for weight, bias in layers)
+def to_device(values: tuple[Layer, ...], device: torch.device) -> tuple[Layer, ...]:
+    """The same values on a device."""
+    return tuple((weight.to(device), bias.to(device)) for weight, bias in values)
 
 
-def network(layers: tuple[Layer, ...]) -> nn.Sequential:
-    """A tanh perceptron of ordinary torch modules with these values, copied."""
+def network(values: tuple[Layer, ...], activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
+    """A perceptron of ordinary torch modules with these values, copied."""
     modules: list[nn.Module] = []
-    for weight, bias in layers:
+    for weight, bias in values:
         linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
         linear.load_state_dict({"weight": weight, "bias": bias})
-        modules += [linear, nn.Tanh()]
+        modules += [linear, activation()]
     return nn.Sequential(*modules[:-1])

@@ -1,8 +1,9 @@
 """Stock Pyro: models written as its tutorials write them, trained by `pyro.infer.SVI`."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -22,7 +23,9 @@ from torch.nn import functional as F
 
 from contenders.problems import MixtureProblem, VAEProblem, network
 
-Program = Callable[[Tensor], object]
+Program = Callable[[Any], object]
+Entry = tuple[str, Callable[[], tuple[Program, Program]], Callable[[], object]]
+"""Name of a row, its programs, its objective."""
 
 
 def vae_programs(problem: VAEProblem) -> tuple[Program, Program]:
@@ -83,15 +86,17 @@ def _empty_guide(x: Tensor) -> None:
     """A model whose latents are all summed out needs none."""
 
 
-def _start(
+def start(
     programs: Callable[[], tuple[Program, Program]],
     objective: Callable[[], object],
-    batches: tuple[Tensor, ...],
+    batches: Sequence[Any],
     lr: float,
+    batch_size: int,
 ) -> Runner:
+    """SVI with Adam, in a parameter store of its own."""
     model, guide = programs()
     svi = SVI(model, guide, pyro.optim.Adam({"lr": lr}), objective())
-    run = repeat(svi.step, batches, data_per_loss=len(batches[0]))
+    run = repeat(svi.step, batches, data_per_loss=batch_size)
     store: dict = {"params": {}, "constraints": {}}
 
     def run_in_own_store(steps: int) -> float:
@@ -106,14 +111,14 @@ def _start(
 
 def contenders(problem: VAEProblem | MixtureProblem) -> list[Contender]:
     """The objectives that fit the problem, and the fastest of Pyro's own compiled variants."""
-    entries: list[tuple[str, Callable[[], tuple[Program, Program]], Callable[[], object]]]
+    entries: list[Entry]
     if isinstance(problem, VAEProblem):
         batches = problem.batches
         programs = partial(vae_programs, problem)
         entries = [
-            ("Trace_ELBO", programs, Trace_ELBO),
-            ("TraceMeanField_ELBO", programs, TraceMeanField_ELBO),
-            ("JitTrace_ELBO", programs, partial(JitTrace_ELBO, ignore_jit_warnings=True)),
+            ("`Trace_ELBO`", programs, Trace_ELBO),
+            ("`TraceMeanField_ELBO`", programs, TraceMeanField_ELBO),
+            ("`JitTrace_ELBO`", programs, partial(JitTrace_ELBO, ignore_jit_warnings=True)),
             # JitTraceMeanField_ELBO traces anew in every step (pyro-ppl 1.9.2), so it is no peer.
         ]
     else:
@@ -121,19 +126,26 @@ def contenders(problem: VAEProblem | MixtureProblem) -> list[Contender]:
         enumerated = partial(enumerated_mixture_programs, problem)
         marginal = partial(mixture_programs, problem)
         entries = [
-            ("TraceEnum_ELBO", enumerated, partial(TraceEnum_ELBO, max_plate_nesting=1)),
-            ("Trace_ELBO", marginal, Trace_ELBO),
+            ("`TraceEnum_ELBO`", enumerated, partial(TraceEnum_ELBO, max_plate_nesting=1)),
+            ("`Trace_ELBO`", marginal, Trace_ELBO),
             (
-                "JitTraceEnum_ELBO",
+                "`JitTraceEnum_ELBO`",
                 enumerated,
                 partial(JitTraceEnum_ELBO, max_plate_nesting=1, ignore_jit_warnings=True),
             ),
-            ("JitTrace_ELBO", marginal, partial(JitTrace_ELBO, ignore_jit_warnings=True)),
+            ("`JitTrace_ELBO`", marginal, partial(JitTrace_ELBO, ignore_jit_warnings=True)),
         ]
+    return rows(entries, batches, problem.lr, len(batches[0]))
+
+
+def rows(
+    entries: Sequence[Entry], batches: Sequence[Any], lr: float, batch_size: int
+) -> list[Contender]:
+    """A contender for each entry."""
     return [
         Contender(
-            f"stock Pyro, `{name}`",
-            partial(_start, program, objective, batches, problem.lr),
+            f"stock Pyro, {name}",
+            partial(start, program, objective, batches, lr, batch_size),
             note="pyro.infer.SVI with pyro.optim.Adam, validation off",
         )
         for name, program, objective in entries

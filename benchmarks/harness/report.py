@@ -1,6 +1,7 @@
 """Result files and tables."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +41,20 @@ def save(result: Mapping[str, object], path: Path) -> None:
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def enter(path: Path, benchmark: str, place: Sequence[str], entry: Mapping, facts: Mapping) -> None:
+    """Put one entry, with the machine and the command, at a place in a file of results.
+
+    What else is in the file stays, so that parts can be run apart.
+    """
+    result = load(path) if path.exists() else {"benchmark": benchmark}
+    here = result
+    for name in place[:-1]:
+        here = here.setdefault(name, {})
+    command = " ".join(["python", f"benchmarks/{benchmark}.py", *sys.argv[1:]])
+    here[place[-1]] = {**entry, "machine": facts, "command": command}
+    save(result, path)
+
+
 def _range(values: Mapping[str, float], digits: int = 2) -> str:
     return f"{values['median']:.{digits}f} ({values['q1']:.{digits}f} to {values['q3']:.{digits}f})"
 
@@ -64,50 +79,55 @@ def pair_table(title: str, pair: Mapping) -> str:
     return "\n".join(lines)
 
 
-def _conditions(result: Mapping) -> str:
-    machine = result["machine"]
+def _conditions(pair: Mapping) -> str:
+    machine = pair["machine"]
     versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
     device = "" if machine["device"] == "cpu" else f"{machine['device']} beside "
     return (
         f"{device}{machine['cores_used']} cores of {machine['processor']}, "
         f"{machine['torch_threads']} threads; Python {machine['python']}, {versions}; "
-        f"{result['rounds']} interleaved rounds, median of the ratios within a round "
+        f"{pair['rounds']} interleaved rounds, median of the ratios within a round "
         "(quartiles in brackets)."
     )
 
 
 def readme_table(results: Sequence[Mapping]) -> str:
-    """The table for the README: each contender's time as a multiple of ours compiled."""
+    """The tables for the README: each contender's time as a multiple of ours compiled."""
     parts = []
     for result in results:
-        pairs = result["pairs"]
-        names: dict[str, None] = {}
-        for pair in pairs.values():
-            names.update((row["name"], None) for row in pair["contenders"])
-        # Ours last, as the line to compare with.
-        order = sorted(names, key=lambda name: name.startswith("ours"))
-        cells: dict[str, list[str]] = {name: [] for name in order}
-        for pair in pairs.values():
-            rows = {row["name"]: row for row in pair["contenders"]}
-            for name in order:
-                if name not in rows:
-                    cells[name].append("")
-                elif name == REFERENCE:
-                    micro = 1e6 * rows[name]["seconds_per_step"]["median"]
-                    cells[name].append(f"**1** ({micro:.0f} µs)")
-                else:
-                    cells[name].append(_range(rows[name]["time_over_ours_compiled"]))
-        header = f"Time of a step ÷ ours compiled, {result['device'].upper()}"
-        titles = [pair["title"] for pair in pairs.values()]
-        lines = [
-            f"| {header} | " + " | ".join(titles) + " |",
-            "|---|" + "---|" * len(titles),
-            *(f"| {name} | " + " | ".join(cells[name]) + " |" for name in order),
-            "",
-            _conditions(result),
-        ]
-        parts.append("\n".join(lines))
+        pairs = list(result["pairs"].values())
+        for table in sorted({pair["table"] for pair in pairs}):
+            chosen = [pair for pair in pairs if pair["table"] == table]
+            parts.append(_ratio_table(result["device"], chosen))
     return "\n\n".join(parts)
+
+
+def _ratio_table(device: str, pairs: Sequence[Mapping]) -> str:
+    names = dict.fromkeys(row["name"] for pair in pairs for row in pair["contenders"])
+    # Ours last, as the line to compare with.
+    order = sorted(names, key=lambda name: name.startswith("ours"))
+    titles = " | ".join(pair["title"] for pair in pairs)
+    lines = [
+        f"| Time of a step ÷ ours compiled, {device.upper()} | {titles} |",
+        "|---|" + "---|" * len(pairs),
+        *(
+            f"| {name} | " + " | ".join(_ratio_cell(name, p) for p in pairs) + " |"
+            for name in order
+        ),
+        "",
+        # Pairs may have been run apart.
+        *dict.fromkeys(_conditions(pair) for pair in pairs),
+    ]
+    return "\n".join(lines)
+
+
+def _ratio_cell(name: str, pair: Mapping) -> str:
+    row = next((row for row in pair["contenders"] if row["name"] == name), None)
+    if row is None:
+        return ""
+    if name == REFERENCE:
+        return f"**1** ({1e6 * row['seconds_per_step']['median']:.0f} µs)"
+    return _range(row["time_over_ours_compiled"])
 
 
 def replace_between(text: str, marker: str, new: str) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ class Runner(Protocol):
 
 
 def repeat(
-    step: Callable[[Tensor], Tensor | float], batches: Iterable[Tensor], data_per_loss: int = 1
+    step: Callable[[Any], Tensor | float], batches: Iterable[Any], data_per_loss: int = 1
 ) -> Runner:
     """The loop of every contender that takes one step a call.
 
@@ -35,7 +35,7 @@ def repeat(
         batches: Minibatches, already on their device, taken in turn for ever.
         data_per_loss: What to divide a loss by to have it per datum.
     """
-    batch: Iterator[Tensor] = cycle(batches)
+    batch: Iterator[Any] = cycle(batches)
 
     def run(steps: int) -> float:
         loss: Tensor | float = float("nan")

@@ -1,0 +1,86 @@
+"""The benchmarks of sticks, clusters and few labels run on made data, and score as they say."""
+
+import importlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from tests.test_benchmarks import BENCHMARKS, script, write_images
+from tests.test_data_images import idx, write
+
+pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="no benchmarks beside the tests")
+TINY = ("--hidden", 8, "--threads", 1, "--eager")
+
+
+@pytest.fixture
+def scores(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("harness.scores")
+
+
+def write_fashion(folder: Path) -> None:
+    """Two kinds of noise, light and dark, in the files of Fashion-MNIST."""
+    generator = np.random.default_rng(0)
+    contents = {}
+    for name, size in (("train", 200), ("t10k", 60)):
+        labels = np.arange(size) % 2
+        grey = generator.integers(0, 100, (size, 28, 28)) + 120 * labels[:, None, None]
+        contents[f"{name}-images-idx3-ubyte"] = idx(grey)
+        contents[f"{name}-labels-idx1-ubyte"] = idx(labels)
+    write(folder / "FashionMNIST" / "raw", contents)
+
+
+def test_neighbours_vote_as_in_scikit_learn(scores: Any) -> None:
+    generator = np.random.default_rng(0)
+    train, test = generator.normal(size=(300, 2)), generator.normal(size=(100, 2))
+    labels = (train[:, 0] > 0) + (train[:, 1] > 0.5) + generator.integers(0, 2, 300)
+    truth = generator.integers(0, 4, 100)
+    found = scores.neighbour_errors(train, labels, test, truth)
+    for count in (3, 5, 10):
+        theirs = KNeighborsClassifier(count).fit(train, labels).score(test, truth)
+        assert found[count] == pytest.approx(1 - theirs)
+
+
+def test_clusters_are_scored_under_the_best_assignment(scores: Any) -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    clusters = np.array([2, 2, 1, 1, 1, 1])  # 2 is label 0, 1 is label 1: four are right
+    found = scores.cluster_scores(clusters, labels)
+    assert (found["accuracy"], found["used"]) == (pytest.approx(4 / 6), 2)
+    shares = np.eye(3)[clusters]
+    shares[5, 1] = 0.9
+    shares[3, 1] = 0.95
+    # Cluster 0 takes datum 0's label, 1 that of datum 2, the first of the surest.
+    assert scores.exemplar_accuracy(shares, labels) == pytest.approx(3 / 6)
+
+
+@pytest.mark.slow
+def test_sticks_runs_on_made_data_and_goes_on(tmp_path: Path) -> None:
+    write_fashion(tmp_path)
+    (tmp_path / "binarized_mnist").mkdir()
+    write_images(tmp_path / "binarized_mnist")
+    options = ("--data", tmp_path, "--out", tmp_path, "--latents", 6, *TINY)
+    latents = ("latents", "--sets", "digits", "fashion", "--epochs", 2, "--limit", 150)
+    script("sticks.py", *latents, "--num-samples", 10, *options)
+    result = json.loads((tmp_path / "sticks-cpu.json").read_text())
+    for entry in result["latents"].values():
+        assert set(entry["neighbour_error"]) == {"pixels", "sticks, pi", "sticks, v", "gaussian, z"}
+        assert all(math.isfinite(run["nll"]) for run in entry["runs"].values())
+    # Light and dark are told apart by pixels without an error.
+    assert result["latents"]["fashion"]["neighbour_error"]["pixels"]["3"] == 0
+    stability = ("stability", "--epochs", 2, "--rates", 3e-3, *options)
+    script("sticks.py", *stability, "--seeds", 0)
+    printed = script("sticks.py", *stability, "--seeds", 0, 1)
+    result = json.loads((tmp_path / "sticks-cpu.json").read_text())
+    runs = result["stability"]
+    assert len(runs) == 2
+    assert "latents" in result
+    assert printed.count(": finite") == 2
+    for run in runs.values():
+        assert run["finite"]
+        # The pixels' mean is learned at least: its entropy is 392 nats.
+        assert -450 < run["validation_bound"] < -350
