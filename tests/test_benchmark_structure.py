@@ -84,3 +84,18 @@ def test_sticks_runs_on_made_data_and_goes_on(tmp_path: Path) -> None:
         assert run["finite"]
         # The pixels' mean is learned at least: its entropy is 392 nats.
         assert -450 < run["validation_bound"] < -350
+
+
+@pytest.mark.slow
+def test_clusters_runs_on_made_data(tmp_path: Path) -> None:
+    write_fashion(tmp_path)
+    options = ("--data", tmp_path, "--out", tmp_path, "--epochs", 1, 1, "--limit", 200, *TINY)
+    script("clusters.py", "digits", "fashion", "--seeds", 2, "--num-samples", 3, *options)
+    result = json.loads((tmp_path / "clusters-cpu.json").read_text())
+    assert set(result["digits"]["runs"]) == {"k-means, pixels", "mixture, PCA", "gmvae", "vade"}
+    for name in ("digits", "fashion"):
+        for runs in result[name]["runs"].values():
+            assert len(runs) == 2
+            for run in runs:
+                assert 0.1 <= run["accuracy"] <= 1
+    assert result["digits"]["summary"]["k-means, pixels"]["accuracy"]["mean"] > 0.6
