@@ -34,6 +34,7 @@ _DEFAULTS = {
     "gaussian_mixture": Defaults(data="iris"),
     "ppca": Defaults(data="digits", narrower=True),
     "regression": Defaults(inputs=True),
+    "stick_breaking_vae": Defaults(num_components=20),
 }
 
 

@@ -11,6 +11,7 @@ picture                                         of a pair with
                                                 and covariances, or else those of the data that
                                                 each component holds
 ``loadings``                                    a model with loadings
+``sticks``                                      a model that breaks a stick for each datum
 ``scree``                                       a model with explained and noise variance
 =============================================== ================================================
 """
@@ -79,6 +80,8 @@ def draw(pair: Fitted, prepared: Prepared) -> Iterator[tuple[str, Picture]]:
         makers["loadings"] = _loadings
     if isinstance(pair.model, ShowsVariance):
         makers["scree"] = _scree
+    if isinstance(pair.model, BreaksSticks) and "v" in latents.codes:
+        makers["sticks"] = _sticks
     for name, make in makers.items():
         with isolated(pair.device, prepared.seed), torch.no_grad():
             picture = make(pair, prepared, latents)
@@ -108,6 +111,16 @@ class ShowsVariance(Protocol):
 
     explained_variance: Tensor
     noise_variance: Tensor
+
+
+@runtime_checkable
+class BreaksSticks(Protocol):
+    """A model whose code is a stick broken in pieces."""
+
+    truncation: int
+
+    def weights(self, v: Tensor) -> Tensor:
+        """The pieces of sticks broken at these fractions."""
 
 
 _Maker = Callable[[Fitted, Prepared, Latents], Picture | None]
@@ -257,6 +270,15 @@ def _scree(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
         relevance=None if found is None else found.precision,
         num_relevant=None if found is None else found.num_active,
     )
+
+
+def _sticks(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
+    """Held-out data's mean pieces, at draws of the posterior: pieces are products of fractions."""
+    model: Any = pair.model
+    test = prepared.parts.test
+    trace = poutine.trace(pair.guide).get_trace(_placed(pair, prepared, test))
+    weights = model.weights(trace.nodes["v"]["value"])
+    return plots.sticks(weights, test.labels, label_names=test.label_names)
 
 
 def _decoded(pair: Fitted, latents: dict[str, Tensor], count: int) -> Tensor:

@@ -13,6 +13,7 @@ from pyro_models.plots.factors import loadings, scree
 from pyro_models.plots.history import loss
 from pyro_models.plots.latent import latent_space
 from pyro_models.plots.mixtures import clusters, components, responsibilities
+from pyro_models.plots.sticks import sticks
 
 __all__ = [
     "Picture",
@@ -26,5 +27,6 @@ __all__ = [
     "responsibilities",
     "samples",
     "scree",
+    "sticks",
     "traversal",
 ]
