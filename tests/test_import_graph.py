@@ -32,8 +32,11 @@ ARROWS: dict[str, set[str]] = {
     "posterior": ENGINE | {"data"},
     "plots": ENGINE | {"data", "posterior"},
     "selection": ENGINE | {"posterior", "plots"},
+    "clustering": ENGINE,
     "pairs": BLOCKS | ENGINE | {"models", "guides", "data"},
-    "cli": BLOCKS | ENGINE | {"data", "baselines", "posterior", "plots", "pairs", "selection"},
+    "cli": BLOCKS
+    | ENGINE
+    | {"data", "baselines", "clustering", "posterior", "plots", "pairs", "selection"},
     "__main__": {"cli"},
 }
 

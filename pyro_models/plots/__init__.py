@@ -7,6 +7,7 @@ with their ``image_shape``; without one, data are taken for a table with named c
 """
 
 from pyro_models.plots.canvas import Picture
+from pyro_models.plots.clustering import confusion, samples_by_cluster
 from pyro_models.plots.compare import reconstructions, samples, traversal
 from pyro_models.plots.criteria import criteria
 from pyro_models.plots.factors import loadings, scree
@@ -19,6 +20,7 @@ __all__ = [
     "Picture",
     "clusters",
     "components",
+    "confusion",
     "criteria",
     "latent_space",
     "loadings",
@@ -26,6 +28,7 @@ __all__ = [
     "reconstructions",
     "responsibilities",
     "samples",
+    "samples_by_cluster",
     "scree",
     "sticks",
     "traversal",

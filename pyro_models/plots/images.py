@@ -70,6 +70,21 @@ def traversal(walk: Array, real: Array, image_shape: Sequence[int]) -> Picture:
     return picture
 
 
+def grid(
+    made: Array, real: Array, image_shape: Sequence[int], names: Sequence[str], title: str
+) -> Picture:
+    """Named rows of images, ``(rows, columns, D)``, in the range of the data."""
+    rows, columns, features = made.shape
+    tiles = _tiles(made.reshape(-1, features), image_shape)
+    height, width = image_shape[-2:]
+    picture = blank(title, (7.4, 0.6 + rows * 6.6 / columns * height / width))
+    axes = picture.subplots()
+    step, _ = _show(axes, tiles.reshape(rows, columns, *tiles.shape[1:]), _limits(real))
+    axes.set_yticks([(row + 0.5) * step for row in range(rows)], list(names))
+    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
+    return picture
+
+
 def _limits(rows: Array) -> tuple[float, float]:
     """The values drawn black and white: the range of the data."""
     low, high = float(rows.min()), float(rows.max())
