@@ -3,16 +3,20 @@
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
-from guides import MixtureCodes
+from guides import AmortizedNormal, MixtureCodes
+from pyro_models.clustering import terms
 from pyro_models.errors import DataError, OptionError
 from pyro_models.gmvae import GaussianMixtureVAE
-from pyro_models.infer import ELBO, Enumerated, MonteCarloKL
+from pyro_models.infer import ELBO, Enumerated, MonteCarloKL, Objective
+from pyro_models.vade import VaDE
+from pyro_models.vae import VAE
 from tests.clustered_cases import (
     DIM,
     NUM_DATA,
@@ -25,7 +29,11 @@ from tests.clustered_cases import (
 )
 from tests.unchecked import unchecked
 
-SUMMED = Enumerated(ELBO(), over=("component",))
+OBJECTIVES = {
+    "summed": ELBO(summed=("component",)),
+    "enumerated": Enumerated(ELBO(), over=("component",)),
+}
+each = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 MAKE: dict[str, Any] = {"gmvae": small_gmvae, "vade": small_vade}
 both = pytest.mark.parametrize("name", MAKE)
 
@@ -65,14 +73,17 @@ def test_the_posterior_of_the_component_stays_finite_far_away(name: str) -> None
     assert gradient.isfinite().all()
 
 
+@each
 @both
-def test_the_bound_at_a_draw_is_the_sum_over_components_by_hand(name: str) -> None:
+def test_the_bound_at_a_draw_is_the_sum_over_components_by_hand(
+    name: str, objective: Objective
+) -> None:
     model, guide, x = MAKE[name](2)
     both_parts = parameters(model, guide)
     drawn = codes(guide, x, seed=7)
     wanted = -terms_at(model, guide, x, drawn["z"], drawn.get("w")).elbo.sum()
     pyro.set_rng_seed(7)
-    found = SUMMED.differentiable_loss(model, guide, x)
+    found = objective.differentiable_loss(model, guide, x)
     assert torch.allclose(found, wanted, rtol=1e-10)
     pairs = zip(
         torch.autograd.grad(found, both_parts), torch.autograd.grad(wanted, both_parts), strict=True
@@ -87,7 +98,7 @@ def test_the_bound_and_its_gradient_are_those_by_quadrature(name: str) -> None:
     exact = -by_quadrature(model, guide, x).elbo.sum()
     wanted = torch.cat([g.flatten() for g in torch.autograd.grad(exact, both_parts)])
     losses, gradients = [], []
-    objective = Enumerated(ELBO(num_particles=200), over=("component",))
+    objective = ELBO(num_particles=200, summed=("component",))
     pyro.set_rng_seed(8)
     for _ in range(100):
         loss = objective.differentiable_loss(model, guide, x)
@@ -98,6 +109,73 @@ def test_the_bound_and_its_gradient_are_those_by_quadrature(name: str) -> None:
     error = rows.std(0) / len(rows) ** 0.5
     # Of a few dozen parameters one in a thousand would be beyond 4 standard errors by chance.
     assert ((rows.mean(0) - wanted).abs() < 4 * error + 1e-10).all()
+
+
+@both
+def test_the_four_terms_are_those_by_quadrature_and_add_up_to_the_bound(name: str) -> None:
+    model, guide, x = MAKE[name]()
+    wanted = by_quadrature(model, guide, x)
+    pyro.set_rng_seed(10)
+    found = [terms(model, guide, x, num_samples=200) for _ in range(50)]
+    for ours, exact in (
+        ("reconstruction", wanted.reconstruction),
+        ("conditional_prior", wanted.z),
+        ("w_prior", wanted.w),
+        ("component_prior", wanted.component),
+        ("elbo", wanted.elbo),
+    ):
+        values = torch.tensor([getattr(one, ours) or 0.0 for one in found], dtype=torch.float64)
+        error = 4 * values.std() / len(values) ** 0.5 + 1e-6  # w's is exact; floats are rounded
+        assert abs(values.mean() - exact.mean()) < error, ours
+    for one in found:
+        parts = one.conditional_prior + (one.w_prior or 0.0) + one.component_prior
+        assert one.elbo == pytest.approx(one.reconstruction - parts, rel=1e-9)
+    assert (found[0].w_prior is None) == (name == "vade")
+
+
+@both
+def test_the_four_terms_at_a_draw_are_those_by_hand(name: str) -> None:
+    model, guide, x = MAKE[name](2)
+    drawn = codes(guide, x, seed=7)
+    wanted = terms_at(model, guide, x, drawn["z"], drawn.get("w"))
+    pyro.set_rng_seed(7)
+    found = ELBO(summed=("component",)).terms(model, guide, x)
+    assert torch.allclose(found.reconstruction, wanted.reconstruction.mean(), rtol=1e-10)
+    for site, divergence in found.kl.items():
+        assert torch.allclose(divergence, getattr(wanted, site).mean(), rtol=1e-10), site
+    assert set(found.kl) == set(guide.model.code_dims) | {"component"}
+
+
+def test_vade_is_a_vae_with_the_mixture_as_its_prior() -> None:
+    model, guide, x = small_vade(2)
+    twin = VAE(DIM, 2, prior=Mixture(model), decoder=model.decoder).double()
+    encoder = AmortizedNormal(DIM, 2, encoder=guide.encoder).double()
+    results = []
+    for program, inference, objective in (
+        (model, guide, ELBO(summed=("component",))),
+        (twin, encoder, ELBO()),
+    ):
+        pyro.set_rng_seed(11)
+        loss = objective.differentiable_loss(program, inference, x)
+        results.append((loss.detach(), torch.autograd.grad(loss, parameters(model, guide))))
+    (ours, gradients), (theirs, wanted) = results
+    assert torch.allclose(ours, theirs, rtol=1e-10)
+    assert all(map(torch.allclose, gradients, wanted))
+
+
+class Mixture(torch.nn.Module):
+    """The prior of a VaDE, its components summed over by torch's own distribution."""
+
+    def __init__(self, model: VaDE):
+        super().__init__()
+        self._held = (model,)
+
+    def forward(self) -> Any:
+        (model,) = self._held
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=model.weight_logits),
+            dist.Normal(model.means, model.scales).to_event(1),
+        )
 
 
 @both

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from guides import Covariance, Diagonal, MixtureCodes
 from pyro_models.gmvae import GaussianMixtureVAE
-from pyro_models.infer import ELBO, Enumerated, Objective
+from pyro_models.infer import ELBO, Objective
 from pyro_models.likelihoods import Likelihood
 from pyro_models.pairs.registry import Pair, check_objective, register
 from pyro_models.pairs.suited import default_likelihood, suited
@@ -106,7 +106,7 @@ def vade(
 
 
 def _summed() -> Objective:
-    return Enumerated(ELBO(), over=("component",))
+    return ELBO(summed=("component",))
 
 
 @register("gmvae", gmvae)
