@@ -135,6 +135,21 @@ class MixtureCodes(nn.Module):
             codes = {name: pyro.sample(name, q) for name, q in self.posterior(rows).items()}
             return pyro.sample("component", self._held[0].component_posterior(**codes))
 
+    def outputs_of(self, site: str) -> slice:
+        """Which of the recognition network's outputs are those of a code.
+
+        Args:
+            site: Name of the code.
+
+        Raises:
+            OptionError: If the model has no such code.
+        """
+        names = list(self._held[0].code_dims)
+        if site not in names:
+            raise OptionError(f"the model has no code {site!r}; it has {names}")
+        first = sum(self.sizes[: names.index(site)])
+        return slice(first, first + self.sizes[names.index(site)])
+
     def posterior(self, x: Float[Tensor, "*lead data_dim"]) -> dict[str, TorchDistributionMixin]:
         """The distributions q(code | x) by site, of batch shape ``(...)``.
 

@@ -7,7 +7,6 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import Normal
 
 from guides import MixtureCodes
 from pyro_models.gmvae import GaussianMixtureVAE
@@ -120,6 +119,17 @@ def _fields(terms: Terms) -> tuple[Tensor, ...]:
     return terms.reconstruction, terms.z, terms.w, terms.component
 
 
-def normals(guide: MixtureCodes, x: Tensor) -> dict[str, Normal]:
-    """The guide's distributions, without their event dimension."""
-    return {name: Normal(q.mean, q.stddev) for name, q in guide.posterior(x).items()}
+def by_quadrature_of_shares(
+    model: GaussianMixtureVAE | VaDE, guide: MixtureCodes, x: Tensor
+) -> Tensor:
+    """E[p(component | z, w)], ``(N, K)``, by Gauss-Hermite quadrature."""
+    points, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    nodes, share = torch.tensor(points), torch.tensor(weights / math.sqrt(2 * math.pi))
+    q = guide.posterior(x)
+    z = q["z"].mean + q["z"].stddev * nodes.reshape(-1, 1, 1, 1)
+    w, grid = None, share[:, None, None, None]
+    if "w" in q:
+        w = (q["w"].mean + q["w"].stddev * nodes.reshape(1, -1, 1, 1)).expand(NODES, -1, -1, -1)
+        z, grid = z.expand(-1, NODES, -1, -1), grid * share[None, :, None, None]
+    joint = component_joint(model, z, w).exp()
+    return (grid * joint / joint.sum(-1, keepdim=True)).sum((0, 1)).detach()

@@ -20,6 +20,10 @@ class Defaults:
     """Whether its latents must be fewer than the data's dimensions."""
     inputs: bool = False
     """Whether it needs more than x, which no file of the command's says."""
+    latent_dim: int | None = None
+    """The most dimensions of its latent space; None where the data alone decide."""
+    clustered: bool = False
+    """Whether its clusters start from k-means in latent space."""
 
 
 # What a size is called where it bounds a number that has no bound.
@@ -32,9 +36,11 @@ _DEFAULTS = {
     "factor_analysis": Defaults(data="wine", narrower=True),
     "gaussian": Defaults(data="wine"),
     "gaussian_mixture": Defaults(data="iris"),
+    "gmvae": Defaults(num_components=10, latent_dim=10, clustered=True),
     "ppca": Defaults(data="digits", narrower=True),
     "regression": Defaults(inputs=True),
     "stick_breaking_vae": Defaults(num_components=20),
+    "vade": Defaults(num_components=10, latent_dim=10, clustered=True),
 }
 
 
@@ -86,5 +92,6 @@ def latent_dim(pair: str, data_dim: int) -> int:
         >>> latent_dim("vae", 64), latent_dim("vae", 2), latent_dim("ppca", 2)
         (16, 2, 1)
     """
-    usual = min(32, max(2, data_dim // 4))
-    return max(1, min(usual, data_dim - 1)) if of(pair).narrower else usual
+    known = of(pair)
+    usual = min(known.latent_dim or 32, max(2, data_dim // 4))
+    return max(1, min(usual, data_dim - 1)) if known.narrower else usual

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_models import plots
-from pyro_models.cli import exact, fitted, pictures
+from pyro_models.cli import defaults, exact, fitted, pictures
 from pyro_models.cli.fitted import Fitted
 from pyro_models.cli.latents import new_data
 from pyro_models.cli.recipe import Prepared
@@ -29,7 +29,7 @@ from pyro_models.infer import (
 )
 from pyro_models.infer.checkpoint import encode
 from pyro_models.infer.random_state import isolated
-from pyro_models.pairs import Pair
+from pyro_models.pairs import LatentStart, Pair, start_clusters
 from pyro_models.posterior import to_arviz, write_netcdf
 
 LEARNING_RATE = 2e-3
@@ -88,7 +88,17 @@ def _fit(
     device: torch.device,
     progress: bool,
 ) -> Fit:
-    transform = prepared.transform
+    transform = None if prepared.transform is None else prepared.transform.apply
+    if defaults.of(config.pair).clustered and not folder.has_checkpoint:
+        start_clusters(
+            pair,
+            prepared.parts.train.x,
+            LatentStart(max(1, config.epochs // 2), config.batch_size, LEARNING_RATE),
+            transform=transform,
+            device=device,
+            seed=config.seed,
+            progress=progress,
+        )
     return fit(
         pair.model,
         pair.guide,
@@ -98,7 +108,7 @@ def _fit(
         epochs=config.epochs,
         batch_size=config.batch_size,
         # `seen` has looked at the data; their values need not be read again at each step.
-        transform=None if transform is None else transform.apply,
+        transform=transform,
         schedule=Cosine(),
         validation=Validation(prepared.parts.validation.x, every=config.every),
         early_stopping=EarlyStopping(_PATIENCE),

@@ -6,6 +6,9 @@ picture                                         of a pair with
 ``samples``                                     any
 ``reconstructions``, ``latent``, ``traversal``  latents of each datum's own that are numbers
 ``responsibilities``                            a component of each datum's own
+``confusion``                                   such, where the data have labels
+``samples_by_cluster``                          such, of images, where the model decodes codes that
+                                                come from clusters
 ``clusters``                                    such, and weights that are latent too
 ``components``                                  a component of each datum's own: the model's means
                                                 and covariances, or else those of the data that
@@ -27,6 +30,8 @@ from pyro_models import plots
 from pyro_models.cli.fitted import Fitted
 from pyro_models.cli.latents import Latents, latents_of, new_data, responsibilities
 from pyro_models.cli.recipe import Prepared
+from pyro_models.clustering import cluster_means, report
+from pyro_models.clustering.draws import HasClusters
 from pyro_models.data import Data
 from pyro_models.errors import DataError
 from pyro_models.infer import Embedding, EpochRecord, embed, reconstruct, sample
@@ -38,6 +43,7 @@ _OBSERVED = "x"
 _IMAGES, _ROWS = 64, 500
 _EMBEDDED = 1000
 _WALKS, _STEPS = 6, 11
+_COLUMNS = 10
 
 
 def history(records: Sequence[EpochRecord]) -> Picture:
@@ -73,7 +79,13 @@ def draw(pair: Fitted, prepared: Prepared) -> Iterator[tuple[str, Picture]]:
             "traversal": _traversal,
         }
     if len(latents.components) == 1:
-        makers |= {"components": _components, "responsibilities": _responsibilities}
+        makers |= {
+            "components": _components,
+            "responsibilities": _responsibilities,
+            "confusion": _confusion,
+        }
+        if isinstance(pair.model, HasClusters):
+            makers["samples_by_cluster"] = _samples_by_cluster
         if latents.shared or hasattr(pair.model, "expected_weights"):
             makers["clusters"] = _clusters
     if isinstance(pair.model, ShowsLoadings):
@@ -214,6 +226,33 @@ def _responsibilities(pair: Fitted, prepared: Prepared, latents: Latents) -> Pic
     if found is None:
         return None
     return plots.responsibilities(found, labels, label_names=prepared.parts.test.label_names)
+
+
+def _confusion(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture | None:
+    x, labels = _some(pair, prepared)
+    found = responsibilities(pair, x, latents)
+    if found is None or labels is None:
+        return None
+    judged = report(found, labels)
+    return plots.confusion(
+        torch.tensor(judged.confusion),
+        torch.tensor(judged.assigned),
+        label_names=prepared.parts.test.label_names,
+    )
+
+
+def _samples_by_cluster(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture | None:
+    test, train = prepared.parts.test, _placed(pair, prepared, prepared.parts.train)
+    found = responsibilities(pair, train, latents)
+    model: Any = pair.model
+    if found is None or test.image_shape is None:
+        return None
+    return plots.samples_by_cluster(
+        prepared.shown(cluster_means(model, _COLUMNS)),
+        image_shape=test.image_shape,
+        sizes=found.sum(0).cpu(),
+        data=test.x,
+    )
 
 
 def _clusters(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture | None:

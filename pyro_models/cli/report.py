@@ -9,12 +9,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from pyro_models import clustering
 from pyro_models.baselines import Baseline, Margin
 from pyro_models.cli.fitted import Fitted
 from pyro_models.cli.latents import Latents, latents_of, responsibilities
 from pyro_models.cli.recipe import Prepared
 from pyro_models.errors import DataError
-from pyro_models.infer import ELBO, AnalyticKL, EffectiveSampleSizeWarning, Enumerated
+from pyro_models.infer import ELBO, AnalyticKL, EffectiveSampleSizeWarning, Enumerated, Objective
 from pyro_models.infer.diagnostics import active_units
 from pyro_models.infer.likelihood import COLLAPSED
 from pyro_models.infer.random_state import isolated
@@ -176,17 +177,30 @@ def _how(estimate: HeldOut, latents: Latents) -> str:
 
 def _used(pair: Fitted, prepared: Prepared, latents: Latents) -> str:
     """How many latent units follow the data, or how many components hold some."""
+    clusters = _clusters(pair, prepared, latents)
     if latents.codes:
         units = active_units(pair.guide, prepared.seen(prepared.parts.test).to(pair.device))
         found = {name: units.variances[name] > units.threshold for name in latents.codes}
         active = sum(int(is_active.sum()) for is_active in found.values())
-        return f"active units {active} of {sum(v.numel() for v in found.values())}"
-    train = prepared.seen(prepared.parts.train).to(pair.device)
-    shares = responsibilities(pair, train, latents)
+        units_used = f"active units {active} of {sum(v.numel() for v in found.values())}"
+        return ", ".join(filter(None, [units_used, clusters]))
+    return clusters
+
+
+def _clusters(pair: Fitted, prepared: Prepared, latents: Latents) -> str:
+    """How many components hold some of the training data, and how they agree with labels."""
+    train = prepared.parts.train
+    shares = responsibilities(pair, prepared.seen(train).to(pair.device), latents)
     if shares is None:
         return ""
-    held = int(shares.argmax(-1).unique().numel())
-    return f"components in use {held} of {shares.shape[1]}"
+    judged = clustering.report(shares, train.labels if latents.codes else None)
+    used = f"components in use {judged.used_by_argmax} of {judged.num_clusters}"
+    if judged.accuracy is None:
+        return used
+    return (
+        f"{used}, clusters that agree with labels {judged.accuracy:.0%} "
+        f"(NMI {judged.normalized_mutual_information:.2f})"
+    )
 
 
 def _closed_form(pair: Fitted, prepared: Prepared) -> tuple[Baseline, ...]:
@@ -206,7 +220,10 @@ def _elbo(pair: Fitted, x: Tensor, num_data: int) -> float:
         over, given = given.over, given.objective
     # An exact posterior's bound is log p(x) at every draw, unless a KL in closed form spoils that.
     kl = given.kl if isinstance(given, ELBO) else AnalyticKL()
-    objective = Enumerated(ELBO(_ELBO_PARTICLES, kl), over)
+    summed = given.summed if isinstance(given, ELBO) else ()
+    objective: Objective = ELBO(_ELBO_PARTICLES, kl, summed)
+    if not summed:
+        objective = Enumerated(objective, over)
     total = 0.0
     with torch.no_grad():
         for batch in x.split(min(_BATCH, num_data)):

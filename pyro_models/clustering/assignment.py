@@ -67,11 +67,8 @@ def assign(
     if sampled:
         name = _only(sampled, site, "the guide samples")
         return embed(guide, x, num_samples=num_samples)[name].mean
-    total: Tensor | None = None
-    for _ in range(num_samples):
-        shares = _by_bayes(model, guide, args, site)
-        total = shares if total is None else total + shares
-    return total / num_samples  # type: ignore[operator]
+    runs = [_by_bayes(model, guide, args, site) for _ in range(num_samples)]
+    return torch.stack(runs).mean(0)
 
 
 def _clusters(trace: Any, size: int) -> list[str]:
@@ -92,7 +89,7 @@ def _only(found: list[str], site: str | None, whose: str) -> str:
         return site
     if len(found) != 1:
         raise SiteMismatchError(
-            f"{whose} {found or 'no categorical latents of each datum'}, and one is needed to "
+            f"{whose} the categorical latents {found} of each datum's own, and one is needed to "
             "assign data to; name one of several with site=, or give a pair with clusters"
         )
     return found[0]
@@ -103,12 +100,13 @@ def _by_bayes(model: Program, guide: Program, args: tuple, site: str | None) -> 
     """p(component | x, all that the guide draws), ``(N, K)``, at one run of the guide."""
     drawn = poutine.trace(guide).get_trace(*args)
     plain = poutine.trace(poutine.replay(model, drawn)).get_trace(*args)
-    unknown = [name for name in _clusters(plain, len(args[0])) if name not in drawn.nodes]
-    name = _only(unknown, site, "the guide samples none, and the model has")
+    # Another latent that the guide leaves open would have to be summed out beside it.
+    unknown = [name for name in latent_sites(plain) if name not in drawn.nodes]
+    clusters = [name for name in _clusters(plain, len(args[0])) if [name] == unknown]
+    _only(clusters, site, f"the guide leaves the model {unknown}, of which can be used")
     depth = plate_depth(plain)
-    program = poutine.enum(config_enumerate(model, "parallel"), first_available_dim=-depth - 1)
-    others = {other: plain.nodes[other]["value"] for other in unknown if other != name}
-    program = poutine.condition(poutine.replay(program, drawn), others)
+    program = poutine.replay(config_enumerate(model, "parallel"), drawn)
+    program = poutine.enum(program, first_available_dim=-depth - 1)
     trace = poutine.trace(program).get_trace(*args)
     trace.compute_log_prob()
     frame = data_frame(trace)
@@ -118,7 +116,7 @@ def _by_bayes(model: Program, guide: Program, args: tuple, site: str | None) -> 
         for node in samples(trace)
         if node["unscaled_log_prob"].dim() > depth
     ]
-    joint: Tensor = sum(terms[1:], terms[0])  # (K, N)
+    joint = sum(terms[1:], terms[0])  # (K, N)
     return joint.log_softmax(0).exp().T
 
 

@@ -4,7 +4,7 @@ import html
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -170,7 +170,7 @@ def _checked(probabilities: Tensor) -> NDArray[np.float64]:
     return shares
 
 
-def _classes(labels: Int[Tensor, "_"], num_data: int) -> NDArray[np.int64]:
+def _classes(labels: Shaped[Tensor, "_"], num_data: int) -> NDArray[np.int64]:
     classes = np.asarray(labels.detach().cpu().numpy())
     if classes.shape != (num_data,):
         raise DataError(

@@ -10,13 +10,17 @@ from pyro_models.pairs.classical import (
     regression,
     with_belief,
 )
+from pyro_models.pairs.cluster_fit import ClusterRecipe, fit_clusters
 from pyro_models.pairs.clustered import gmvae, vade
 from pyro_models.pairs.deep import belief_network, vae
+from pyro_models.pairs.latent_start import LatentStart, start_clusters
 from pyro_models.pairs.registry import Pair, build, names, options
 from pyro_models.pairs.sticks import stick_breaking_vae
 from pyro_models.pairs.suited import default_likelihood
 
 __all__ = [
+    "ClusterRecipe",
+    "LatentStart",
     "Pair",
     "bayesian_gaussian_mixture",
     "belief_network",
@@ -24,6 +28,7 @@ __all__ = [
     "default_likelihood",
     "dirichlet_process_mixture",
     "factor_analysis",
+    "fit_clusters",
     "gaussian",
     "gaussian_mixture",
     "gmvae",
@@ -31,6 +36,7 @@ __all__ = [
     "options",
     "ppca",
     "regression",
+    "start_clusters",
     "stick_breaking_vae",
     "vade",
     "vae",

@@ -16,7 +16,7 @@ _MAX_NUMBERED = 30
 
 def confusion(
     counts: Int[Tensor, "clusters classes"],
-    assigned: Int[Tensor, " clusters"] | None = None,
+    assigned: Int[Tensor, "_"] | None = None,
     *,
     label_names: Sequence[str] | None = None,
     title: str = "Clusters against labels",
@@ -88,7 +88,7 @@ def samples_by_cluster(
     means: Float[Tensor, "clusters count data_dim"],
     *,
     image_shape: Sequence[int],
-    sizes: Float[Tensor, " clusters"] | None = None,
+    sizes: Float[Tensor, "_"] | None = None,
     data: Float[Tensor, "n data_dim"] | None = None,
 ) -> Picture:
     """Draw what the model makes in each cluster, a row of images each.
