@@ -11,6 +11,8 @@ from guides.amortized_sticks import (
     AmortizedSticks,
 )
 from guides.belief import Belief
+from guides.class_and_code import AmortizedClassAndCode
+from guides.code_posteriors import CodePosterior, NormalCodePosterior, StickCodePosterior
 from guides.covariance import Covariance, Diagonal, Full
 from guides.empty import Empty
 from guides.factors import BetaFactor, Factor, KumaraswamyFactor, NormalFactor
@@ -32,6 +34,7 @@ __all__ = [
     "AmortizedBernoulli",
     "AmortizedBeta",
     "AmortizedCategorical",
+    "AmortizedClassAndCode",
     "AmortizedGammaRatio",
     "AmortizedKumaraswamy",
     "AmortizedLogitNormal",
@@ -40,6 +43,7 @@ __all__ = [
     "Belief",
     "BetaFactor",
     "BetaSticks",
+    "CodePosterior",
     "ConditionalResponsibilities",
     "Covariance",
     "Diagonal",
@@ -55,8 +59,10 @@ __all__ = [
     "LogitNormalSticks",
     "MeanField",
     "MixtureCodes",
+    "NormalCodePosterior",
     "NormalFactor",
     "Point",
     "Responsibilities",
+    "StickCodePosterior",
     "StickFamily",
 ]

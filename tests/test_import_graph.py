@@ -10,7 +10,15 @@ from tests.source import PACKAGES, Module, imports, modules
 
 # Room -> the rooms it may import, besides itself. A file of `pyro_models` that is not named here
 # is a model. A new room (not a model) gets a line of its own.
-FOUNDATION = {"errors", "options", "programs", "networks", "own_networks", "distributions"}
+FOUNDATION = {
+    "errors",
+    "options",
+    "programs",
+    "networks",
+    "own_networks",
+    "labels",
+    "distributions",
+}
 BLOCKS = FOUNDATION | {"likelihoods", "priors"}
 ENGINE = {"arrays", "errors", "options", "programs", "distributions", "infer"}
 ARROWS: dict[str, set[str]] = {
@@ -20,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "options": {"errors"},
     "programs": {"errors"},
     "distributions": {"errors", "options"},
+    "labels": {"errors"},
     "networks": {"errors", "options"},
     "own_networks": {"errors", "networks"},
     "likelihoods": FOUNDATION,

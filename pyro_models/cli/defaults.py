@@ -19,11 +19,13 @@ class Defaults:
     narrower: bool = False
     """Whether its latents must be fewer than the data's dimensions."""
     inputs: bool = False
-    """Whether it needs more than x, which no file of the command's says."""
+    """Whether it needs inputs beside x, which no file of the command's says."""
     latent_dim: int | None = None
     """The most dimensions of its latent space; None where the data alone decide."""
     clustered: bool = False
     """Whether its clusters start from k-means in latent space."""
+    labels: bool = False
+    """Whether it needs to know which labels are hidden, which no option of the command says."""
 
 
 # What a size is called where it bounds a number that has no bound.
@@ -41,6 +43,8 @@ _DEFAULTS = {
     "regression": Defaults(inputs=True),
     "stick_breaking_vae": Defaults(num_components=20),
     "vade": Defaults(num_components=10, latent_dim=10, clustered=True),
+    "semi_supervised_stick_breaking_vae": Defaults(labels=True),
+    "semi_supervised_vae": Defaults(labels=True),
 }
 
 
@@ -77,6 +81,12 @@ def of(pair: str) -> Defaults:
         raise OptionError(
             f"the pair {pair!r} needs inputs beside x, which the command does not read; fit it "
             f"from Python: pairs.build({pair!r}, (inputs, x)), then infer.fit"
+        )
+    if found.labels:
+        raise OptionError(
+            f"the pair {pair!r} needs labels, some of them hidden, which the command does not "
+            f"read; fit it from Python: pairs.build({pair!r}, (x, y)) with -1 in y where the label "
+            "is hidden, then infer.fit(..., (x, y))"
         )
     return found
 

@@ -1,6 +1,7 @@
 """What ``fit`` does before its first step: check options, place the pair, read the data."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
@@ -222,7 +223,7 @@ class Setup:
         in_order = batches.in_order(_SUPPORT_BATCH)
         reads = isinstance(getattr(in_order, "batches", in_order), LoaderBatches)
         for batch in islice(in_order.epoch(0), 1 if reads else None):
-            check(batch[0])
+            check(*batch[: _most_arguments(check)])
 
     def held_out(
         self, validation: Any, training: Batches, step: Step, kwargs: Mapping[str, Any]
@@ -285,6 +286,12 @@ class Setup:
             },
             **{name: describe(value) for name, value in options.items()},
         }
+
+
+def _most_arguments(check: Callable[..., None]) -> int:
+    """How many tensors of a batch a model's check looks at: all, or only the first."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in kinds for p in inspect.signature(check).parameters.values())
 
 
 def describe(value: Any) -> str:

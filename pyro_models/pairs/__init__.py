@@ -15,6 +15,11 @@ from pyro_models.pairs.clustered import gmvae, vade
 from pyro_models.pairs.deep import belief_network, vae
 from pyro_models.pairs.latent_start import LatentStart, start_clusters
 from pyro_models.pairs.registry import Pair, build, names, options
+from pyro_models.pairs.semi_supervised import (
+    classify,
+    semi_supervised_stick_breaking_vae,
+    semi_supervised_vae,
+)
 from pyro_models.pairs.sticks import stick_breaking_vae
 from pyro_models.pairs.suited import default_likelihood
 
@@ -25,6 +30,7 @@ __all__ = [
     "bayesian_gaussian_mixture",
     "belief_network",
     "build",
+    "classify",
     "default_likelihood",
     "dirichlet_process_mixture",
     "factor_analysis",
@@ -36,6 +42,8 @@ __all__ = [
     "options",
     "ppca",
     "regression",
+    "semi_supervised_stick_breaking_vae",
+    "semi_supervised_vae",
     "start_clusters",
     "stick_breaking_vae",
     "vade",

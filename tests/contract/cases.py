@@ -17,7 +17,7 @@ import guides
 from guides import AmortizedCategorical, BetaFactor, LinearGaussian
 from pyro_models import pairs
 from pyro_models.covariances import Diagonal, Full, Spherical, Tied
-from pyro_models.infer import ELBO
+from pyro_models.infer import ELBO, LeaveOneOut, Pathwise, ScoreFunction
 from pyro_models.likelihoods import (
     Categorical,
     ContinuousBernoulli,
@@ -26,6 +26,7 @@ from pyro_models.likelihoods import (
     OptimalScale,
     Poisson,
 )
+from pyro_models.semi_supervised import LearnedWeights
 
 BATCH, DIM = 6, 5
 
@@ -42,6 +43,8 @@ class Case:
     """Made anew each time, for options may be modules with parameters."""
     given: bool = False
     """Whether the pair is made for inputs and outputs."""
+    labelled: bool = False
+    """Whether it is made for data and labels, some of them unknown."""
     exact: bool = False
     """Whether its objective is the log-likelihood itself, whatever is drawn."""
     spoil: Callable[[pairs.Pair], None] = field(default=lambda pair: None)
@@ -55,6 +58,8 @@ class Case:
 
     def build(self, x: Tensor) -> pairs.Pair:
         """A small pair for some data."""
+        if self.labelled:
+            return self._with_labels(x)
         if not self.given:
             pair = pairs.build(self.name, x, **self.options())
             self.spoil(pair)
@@ -62,6 +67,31 @@ class Case:
         inputs = torch.linspace(-1, 1, BATCH).unsqueeze(-1)
         pair = pairs.build(self.name, (inputs, x), **self.options())
         return replace(pair, model=Given(pair.model, inputs), guide=Given(pair.guide, inputs))
+
+    def _with_labels(self, x: Tensor) -> pairs.Pair:
+        labels = torch.tensor([1, -1, 0, -1, -1, 2])
+        pair = pairs.build(self.name, (x, labels), **self.options())
+        self.spoil(pair)
+        return replace(pair, model=Labelled(pair.model, labels), guide=Labelled(pair.guide, labels))
+
+
+class Labelled(nn.Module):
+    """A program of data and labels as one of data alone, the first labels for the first data."""
+
+    labels: Tensor
+
+    def __init__(self, program: nn.Module, labels: Tensor):
+        super().__init__()
+        self.program = program
+        self.register_buffer("labels", labels)
+
+    def forward(self, x: Tensor | None = None, num_data: int | None = None) -> Any:
+        count = (num_data or 1) if x is None else len(x)
+        return self.program(x, self.labels[:count], num_data=num_data)
+
+    def check(self, x: Tensor) -> None:
+        check: Any = self.program.check
+        check(x, self.labels[: len(x)])
 
 
 class Given(nn.Module):
@@ -213,6 +243,33 @@ CASES |= {
             "gamma-ratio": guides.AmortizedGammaRatio,
         }.items()
     },
+    "semi_supervised_vae": Case("semi_supervised_vae", binary, _small, labelled=True),
+    "semi_supervised_vae/learned": Case(
+        "semi_supervised_vae",
+        real,
+        lambda: _small(weights=LearnedWeights(), covariance=guides.Full()),
+        labelled=True,
+    ),
+    **{
+        f"semi_supervised_stick_breaking_vae{suffix}": Case(
+            "semi_supervised_stick_breaking_vae",
+            binary,
+            partial(_few, posterior=posterior),
+            spoil=_off_the_mean,
+            labelled=True,
+        )
+        for suffix, posterior in {
+            "": guides.KumaraswamySticks,
+            "/beta": guides.BetaSticks,
+        }.items()
+    },
+    # The score function is noisy: more particles show the gain of a few steps.
+    "semi_supervised_vae/drawn": Case(
+        "semi_supervised_vae",
+        binary,
+        lambda: _small(objective=ScoreFunction(5, LeaveOneOut(), {"z": Pathwise()}), num_classes=4),
+        labelled=True,
+    ),
 }
 PLAIN = tuple(name for name, case in CASES.items() if name == case.name)
 """One case for each pair, with little but its defaults."""

@@ -19,6 +19,7 @@ from pyro_models.infer.objectives.iwae import (
 )
 from pyro_models.infer.objectives.renyi import RenyiELBO
 from pyro_models.infer.objectives.score import ScoreFunction
+from pyro_models.infer.objectives.supervised import Supervised
 from pyro_models.infer.objectives.thermodynamic import (
     LeftRule,
     RightRule,
@@ -60,6 +61,7 @@ __all__ = [
     "SleepPhase",
     "StandardGradient",
     "StickingTheLanding",
+    "Supervised",
     "ThermodynamicELBO",
     "TrapezoidRule",
     "WakeAndSleep",
