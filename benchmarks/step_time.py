@@ -25,7 +25,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import pyro
 import torch
-from contenders import clustered, hand_written, ours, sticks, stock_pyro
+from contenders import clustered, hand_written, ours, semi_supervised, sticks, stock_pyro
 from contenders.problems import MixtureProblem, VAEProblem, mixture_problem, vae_problem
 from harness import machine, report
 from harness.timing import Contender, race
@@ -117,6 +117,13 @@ PAIRS = {
         "VaDE 784-200, z 10, K = 10, batch 20",
         partial(clustered.clustered_problem, False),
         clustered.contenders,
+        "stock Pyro, `TraceEnum_ELBO`",
+        table=1,
+    ),
+    "semi_supervised_vae": Pair(
+        "M2 784-200, z 50, 10 classes, batch 20, half labelled",
+        semi_supervised.semi_supervised_problem,
+        semi_supervised.contenders,
         "stock Pyro, `TraceEnum_ELBO`",
         table=1,
     ),

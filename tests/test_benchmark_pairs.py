@@ -35,9 +35,12 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
 
 def small(kind: str, module: Callable[[str], Any]) -> tuple[Any, Any]:
     """A small problem, and its contenders by name."""
-    room = module("contenders.sticks" if kind == "sticks" else "contenders.clustered")
+    rooms = {"sticks": "sticks", "semi_supervised": "semi_supervised"}
+    room = module(f"contenders.{rooms.get(kind, 'clustered')}")
     if kind == "sticks":
         problem = room.sticks_problem(40, (16,), truncation=5, batch_size=32, **SMALL)
+    elif kind == "semi_supervised":
+        problem = room.semi_supervised_problem(40, (16,), 3, 4, 32, **SMALL)
     else:
         problem = room.clustered_problem(kind == "gmvae", 40, (16,), 3, 4, 32, **SMALL)
     return problem, {found.name: found for found in room.contenders(problem, CPU)}
@@ -98,6 +101,35 @@ def clustered_losses(problem: Any) -> torch.Tensor:
     return kl + q.log_prob(z) - prior.log_prob(z) - log_x(problem, z, torch.tanh)
 
 
+def semi_supervised_losses(problem: Any, with_classifier: bool) -> torch.Tensor:
+    """Minus the bound per datum of each draw, class by class; less the classifier's term if asked.
+
+    Kingma et al. 2014, equations 6, 7 and 9, https://arxiv.org/abs/1406.5298
+    """
+    x, labels = (part for part in problem.batches[0])
+    x, known, classes = x.double(), labels >= 0, problem.num_classes
+    q_y = torch.distributions.Categorical(logits=run(problem.classifier, x, torch.tanh))
+    by_class = []
+    for label in range(classes):
+        one_hot = torch.zeros(len(x), classes, dtype=torch.float64)
+        one_hot[:, label] = 1
+        loc, raw = run(problem.encoder, torch.cat([x, one_hot], -1), torch.tanh).chunk(2, -1)
+        q = torch.distributions.Normal(loc, softplus(raw))
+        z = q.sample((DRAWS,))
+        seen = torch.cat([z, one_hot.expand(DRAWS, -1, -1)], -1)
+        likelihood = torch.distributions.Bernoulli(logits=run(problem.decoder, seen, torch.tanh))
+        kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(-1)
+        by_class.append(kl + math.log(classes) - likelihood.log_prob(x).sum(-1))
+    cost = torch.stack(by_class, -1)  # (draws, batch, classes)
+    own = cost.gather(-1, labels.clamp(min=0).expand(DRAWS, -1)[..., None]).squeeze(-1)
+    summed = (q_y.probs * cost).sum(-1) - q_y.entropy()
+    losses = torch.where(known, own, summed)
+    if with_classifier:
+        term = torch.where(known, q_y.log_prob(labels.clamp(min=0)), 0.0)
+        losses = losses - problem.alpha * term
+    return losses
+
+
 STOCK = {
     "sticks": ["`Trace_ELBO`", "`JitTrace_ELBO`"],
     "gmvae": [
@@ -108,6 +140,7 @@ STOCK = {
     ],
 }
 STOCK["vade"] = STOCK["gmvae"]
+STOCK["semi_supervised"] = ["`TraceEnum_ELBO`", "`TraceEnum_ELBO`, labelled apart"]
 OTHERS = ["hand-written eager", "hand-written eager, fused Adam", "ours, eager"]
 COMPILED = "ours, compiled"
 NAMES = {
@@ -129,7 +162,11 @@ def test_every_contender_starts_from_the_same_loss(
 ) -> None:
     problem, found = small(kind, module)
     assert list(found) == NAMES[kind]
-    losses = (sticks_losses if kind == "sticks" else clustered_losses)(problem).mean(-1)
+    if kind == "semi_supervised":
+        # Ours reports the bound, without the classifier's term that it optimises beside it.
+        losses = semi_supervised_losses(problem, not name.startswith("ours")).mean(-1)
+    else:
+        losses = (sticks_losses if kind == "sticks" else clustered_losses)(problem).mean(-1)
     truth, truth_error = losses.mean().item(), losses.std().item() / math.sqrt(DRAWS)
     torch.manual_seed(0)
     step = found[name].start()

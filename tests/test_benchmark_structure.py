@@ -99,3 +99,15 @@ def test_clusters_runs_on_made_data(tmp_path: Path) -> None:
             for run in runs:
                 assert 0.1 <= run["accuracy"] <= 1
     assert result["digits"]["summary"]["k-means, pixels"]["accuracy"]["mean"] > 0.6
+
+
+@pytest.mark.slow
+def test_semi_supervised_runs_for_a_few_steps(tmp_path: Path) -> None:
+    options = ("--out", tmp_path, "--splits", 2, "--epochs", 2, "--shares", 0.1, 0.01, *TINY)
+    script("semi_supervised.py", *options)
+    result = json.loads((tmp_path / "semi_supervised-cpu.json").read_text())
+    few, fewest = result["shares"]["0.1"], result["shares"]["0.01"]
+    assert [split["labels"] for split in few["splits"]] == [120, 120]
+    assert [split["labels"] for split in fewest["splits"]] == [12, 12]
+    assert few["test_error"]["3 nearest neighbours"]["mean"] < 0.2
+    assert {"semi_supervised_vae", "semi_supervised_stick_breaking_vae"} <= set(few["test_error"])
