@@ -170,7 +170,7 @@ _INVERSE_CDFS: dict[str, Reparameterization] = {
     ),
     "Kumaraswamy": _inverse_cdf(
         "z = (1 - u ** (1 / concentration0)) ** (1 / concentration1)",
-        why="for small concentrations torch rounds draws to 1, whose gradients are NaN",
+        why="torch's own rounds draws to 1 where concentrations are small: their gradients are NaN",
         reference="Nalisnick and Smyth 2017, https://arxiv.org/abs/1605.06197",
     ),
     "Logistic": _inverse_cdf("z = loc + scale * logit(u)"),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyro_models.errors import DataError
@@ -45,6 +46,7 @@ def sticks(
     for axes in panels:
         plain(axes)
         axes.set_xlabel("piece k")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if labels is None:
         return picture
     classes = labels.detach().cpu().numpy()
