@@ -236,8 +236,8 @@ def script(name: str, *options: object) -> str:
 def test_step_time_runs_for_a_few_steps(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n<!-- step_time -->\n<!-- /step_time -->\n")
-    options = ("--device", "cpu", "--rounds", 2, "--chunk-seconds", 0, "--out", tmp_path)
-    options += ("--pairs", "vae-small", "vae-large", "mixture")
+    options = ["--device", "cpu", "--rounds", 2, "--chunk-seconds", 0, "--out", tmp_path]
+    options += ["--pairs", "vae-small", "vae-large", "mixture"]
     printed = script("step_time.py", *options, "--readme", readme, "--write-readme")
     result = json.loads((tmp_path / "step_time-cpu.json").read_text())
     assert set(result["pairs"]) == {"vae-small", "vae-large", "mixture"}

@@ -147,7 +147,7 @@ def _compile_on_cpu(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., A
     with torch.no_grad(), warnings.catch_warnings():
         # Of what the compiler itself still uses in torch: there is nothing that a user should do.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
-        return torch._inductor.compile(graph, inputs, options)
+        return torch._inductor.compile(graph, [*inputs], options)
 
 
 def _trace(

@@ -7,7 +7,7 @@ into the loop over a parameter's elements, where the powers cost several times a
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ def _halves(whole: GraphModule, inputs: list[Tensor], compiler: Compile) -> Halv
     nodes = list(whole.graph.nodes)
     place = {node: index for index, node in enumerate(n for n in nodes if n.op == "placeholder")}
     first, second = (node for node in nodes if node.op == "call_module")
-    scalars, rest = (whole.get_submodule(str(node.target)) for node in (first, second))
+    scalars, rest = (_part(whole, node) for node in (first, second))
     returned = _as_tuple(scalars)
     # Of several results each is taken out of the first part's; a single one is that itself.
     results = [n for n in nodes if n.target is operator.getitem and n.args[0] is first]
@@ -136,6 +136,10 @@ def _halves(whole: GraphModule, inputs: list[Tensor], compiler: Compile) -> Halv
         needed,
         fixed,
     )
+
+
+def _part(whole: GraphModule, node: Node) -> GraphModule:
+    return cast(GraphModule, whole.get_submodule(str(node.target)))
 
 
 def _as_tuple(graph: GraphModule) -> tuple[Node, ...]:

@@ -203,7 +203,7 @@ def test_what_is_dependent_is_one_value() -> None:
 def test_global_latents_masks_and_other_plates() -> None:
     """A plate of three in which a latent stands is three dimensions; masked data count as 0."""
     loc = torch.tensor([0.5, 1.0, 2.0])
-    seen = torch.tensor([True, False, True])
+    seen: Any = torch.tensor([True, False, True])
 
     def program(x: Tensor, posterior: bool) -> None:
         shift = loc if posterior else torch.zeros(3)

@@ -191,8 +191,8 @@ class ELBO(Objective):
         """What each divergence costs in what is optimised: weighted, and free up to a floor."""
         charged = []
         for name, site, term in split.divergences:
-            free = self._free_bits
-            free = free.get(name) if isinstance(free, Mapping) else free
+            floors = self._free_bits
+            free = floors.get(name) if isinstance(floors, Mapping) else floors
             if free is not None and name in weights.latents:
                 term = self._floored(weights, name, free)
             charged.append((site, weight_of(kl_weight, name) * term))

@@ -28,6 +28,7 @@ from pyro_models.infer.diagnostics import GradientNoise, MeanGradient
 from pyro_models.infer.diagnostics import gradient_noise as measure
 from pyro_models.infer.objectives import Estimate, Objective
 from pyro_models.infer.random_state import Stream, derive_seed
+from pyro_models.infer.record import KLWeight
 from pyro_models.infer.weights import LogWeights
 from pyro_models.programs import announce, data_plate
 from tests.unchecked import unchecked
@@ -52,7 +53,7 @@ class Draw(dist.Normal):
 class Score(Objective):
     """The plain score-function estimator of the guide's gradient, nothing else."""
 
-    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+    def estimate(self, weights: LogWeights, kl_weight: KLWeight = 1.0) -> Estimate:
         log_q = sum(weights.log_q.values())
         cost = weights.local.detach()
         return Estimate(cost.mean(0).sum(), (log_q * cost).mean(0).sum())
@@ -514,7 +515,7 @@ class Recording(Objective):
         self.calls = 0
         self.baseline = nn.Parameter(torch.tensor(0.1))
 
-    def estimate(self, weights: LogWeights, kl_weight: Tensor | float = 1.0) -> Estimate:
+    def estimate(self, weights: LogWeights, kl_weight: KLWeight = 1.0) -> Estimate:
         self.calls += 1
         bound, surrogate = ELBO().estimate(weights, kl_weight)
         return Estimate(bound, surrogate + self.baseline)
