@@ -107,7 +107,14 @@ def buffers(pair: Pair) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # The compiler takes a minute or more for a stick's fractions.
+        pytest.param(name, marks=[pytest.mark.slow] if "stick_breaking" in name else [])
+        for name in PLAIN
+    ],
+)
 def test_the_compiled_step_compiles(name: str) -> None:
     pair, x = CASES[name].make()
     step = make_step(pair, compiled=True)
