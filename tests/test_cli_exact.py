@@ -82,7 +82,7 @@ def test_a_mixture_is_fitted_to_iris_by_em_from_several_starts(mixture):
 
 
 def test_pictures_are_those_that_make_sense(mixture, linear):
-    assert files(mixture[0]) == ALWAYS | {"components.png", "responsibilities.png"}
+    assert files(mixture[0]) == ALWAYS | {"components.png", "confusion.png", "responsibilities.png"}
     assert files(linear[0]) == ALWAYS | CODES | {"loadings.png", "scree.png"}
 
 
@@ -249,7 +249,8 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Called]:
 def test_a_posterior_over_parameters_is_fitted_in_closed_form_too(process):
     folder, called = process
     assert called.status == 0, called.err
-    assert files(folder) == ALWAYS | {"clusters.png", "components.png", "responsibilities.png"}
+    made = {"clusters.png", "components.png", "confusion.png", "responsibilities.png"}
+    assert files(folder) == ALWAYS | made
     report = json.loads((folder / "report.json").read_text())
     assert "draws of the parameters' posterior" in report["how"]
     assert re.fullmatch(r"components in use [2-5] of 6, .*", called.out.splitlines()[-1])
