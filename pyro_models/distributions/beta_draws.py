@@ -14,6 +14,7 @@ from torch.distributions import Beta, Dirichlet, constraints, kl_divergence, reg
 from torch.distributions.utils import broadcast_all
 from torch.nn import functional
 
+from pyro_models.distributions.beta_functions import log_beta
 from pyro_models.distributions.kumaraswamy import Logs
 from pyro_models.distributions.stick_fractions import inside, logs_inside
 
@@ -64,8 +65,7 @@ class BetaDraws(TorchDistribution):
             logs: log v and log(1 - v), broadcastable to the parameters.
         """
         a, b = self.concentration1, self.concentration0
-        log_beta = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
-        return (a - 1) * logs.log_v + (b - 1) * logs.log1m_v - log_beta
+        return (a - 1) * logs.log_v + (b - 1) * logs.log1m_v - log_beta(a, b)
 
     def as_beta(self) -> Beta:
         """The torch distribution of the same density."""

@@ -11,6 +11,7 @@ from torch.distributions import Beta, constraints, register_kl
 from torch.distributions.utils import broadcast_all
 from torch.nn import functional
 
+from pyro_models.distributions.beta_functions import log_beta
 from pyro_models.distributions.kumaraswamy import Logs
 from pyro_models.distributions.stick_fractions import inside, logs_inside
 
@@ -178,8 +179,7 @@ def kl_logit_normal_beta(p: LogitNormal, q: Beta) -> Tensor:
         tensor(0.0101)
     """
     alpha, beta = q.concentration1, q.concentration0
-    log_beta = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)
     mean = p.mean_logs()
     # Of -H the parts in E[log v] and E[log(1 - v)] are taken together with the Beta's.
     normal = -p.scale.log() - 0.5 * math.log(2 * math.pi * math.e)
-    return normal + log_beta - alpha * mean.log_v - beta * mean.log1m_v
+    return normal + log_beta(alpha, beta) - alpha * mean.log_v - beta * mean.log1m_v

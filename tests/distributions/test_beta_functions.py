@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_models.distributions.beta_functions import harmonic, log_beta, minus_mean_log1m
+from pyro_models.distributions.beta_functions import log_beta, mean_logs
 
 types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 GRID = torch.logspace(-2, 3, 9, dtype=torch.float64)
@@ -19,11 +19,12 @@ def slope(value: Tensor, at: Tensor) -> Tensor:
 
 @types
 def test_harmonic_numbers_and_their_slopes_keep_their_digits(dtype: torch.dtype) -> None:
-    b = torch.logspace(-6, 6, 50, dtype=dtype).requires_grad_()
-    value = harmonic(b)
+    """Relative to the number, however small its index: psi(b + 1) + gamma would lose those."""
+    b = torch.logspace(-6, 3, 50, dtype=dtype).requires_grad_()
+    value, _ = mean_logs(torch.ones_like(b), b)
     wanted = [float(mpmath.harmonic(x)) for x in b.tolist()]
     slopes = [float(mpmath.polygamma(1, x + 1)) for x in b.tolist()]
-    limit = 20 * torch.finfo(dtype).eps if dtype == torch.float32 else 1e-11
+    limit = 5e-7 if dtype == torch.float32 else 1e-11
     assert torch.allclose(
         value.double(), torch.tensor(wanted, dtype=torch.float64), rtol=limit, atol=0
     )
@@ -32,8 +33,8 @@ def test_harmonic_numbers_and_their_slopes_keep_their_digits(dtype: torch.dtype)
 
 
 @types
-def test_log_beta_has_no_difference_of_large_numbers(dtype: torch.dtype) -> None:
-    grid = torch.logspace(-3, 6, 19, dtype=dtype)
+def test_log_beta_keeps_what_a_float32_would_lose(dtype: torch.dtype) -> None:
+    grid = torch.logspace(-3, 5, 17, dtype=dtype)
     x = grid.repeat(len(grid)).requires_grad_()
     y = grid.repeat_interleave(len(grid)).requires_grad_()
     value = log_beta(x, y)
@@ -48,9 +49,8 @@ def test_log_beta_has_no_difference_of_large_numbers(dtype: torch.dtype) -> None
             dtype=torch.float64,
         )
     eps = torch.finfo(dtype).eps
-    assert torch.allclose(value.double(), wanted, rtol=50 * eps, atol=200 * eps)
-    assert torch.allclose(slope(value, x).double(), slopes, rtol=200 * eps, atol=20 * eps)
-    assert torch.allclose(log_beta(y, x), value)
+    assert torch.allclose(value.double(), wanted, rtol=2 * eps, atol=1e-9)
+    assert torch.allclose(slope(value, x).double(), slopes, rtol=2 * eps, atol=1e-12)
 
 
 def by_noise(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,7 +87,7 @@ def cells(count: int) -> tuple[Tensor, Tensor]:
 def test_the_quadrature_on_a_dense_grid(dtype: torch.dtype, limit: float) -> None:
     """Errors as a divergence from a Beta(., b) has them: of b times the mean above b = 1."""
     a, b = (c.to(dtype).requires_grad_() for c in cells(51))
-    value = minus_mean_log1m(a, b)
+    _, value = mean_logs(a, b)
     wanted, slope_a, slope_b = by_noise(a.detach().double(), b.detach().double())
     factor = b.detach().double().clamp_min(1.0)
 
