@@ -110,6 +110,7 @@ def test_svi_on_the_marginal_likelihood_does(best: float) -> None:
     assert model.log_prob(x).mean().item() == pytest.approx(best, abs=1e-2)
 
 
+@pytest.mark.slow
 def test_gradient_steps_by_turns_do(best: float) -> None:
     x = data()
     model = start(x)

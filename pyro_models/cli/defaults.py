@@ -24,6 +24,8 @@ class Defaults:
     """The most dimensions of its latent space; None where the data alone decide."""
     clustered: bool = False
     """Whether its clusters start from k-means in latent space."""
+    warm_up: bool = False
+    """Whether the divergence from the prior is weighted in slowly, for else codes stay unused."""
     labels: bool = False
     """Whether it needs to know which labels are hidden, which no option of the command says."""
 
@@ -41,7 +43,7 @@ _DEFAULTS = {
     "gmvae": Defaults(num_components=10, latent_dim=10, clustered=True),
     "ppca": Defaults(data="digits", narrower=True),
     "regression": Defaults(inputs=True),
-    "stick_breaking_vae": Defaults(num_components=20),
+    "stick_breaking_vae": Defaults(num_components=20, warm_up=True),
     "vade": Defaults(num_components=10, latent_dim=10, clustered=True),
     "semi_supervised_stick_breaking_vae": Defaults(labels=True),
     "semi_supervised_vae": Defaults(labels=True),

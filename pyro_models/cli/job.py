@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from pyro_models.infer import (
     Cosine,
     EarlyStopping,
     Fit,
+    LinearWarmup,
     StopReason,
     Validation,
     fit,
@@ -46,6 +48,8 @@ GROUPS = (
     "prior_predictive",
     "observed_data",
 )
+# The share of a fit in which the divergence from the prior is weighted in.
+_WARM_UP = 0.2
 # Numbers in a minibatch from which its work is shared between threads.
 _SHARED = 32_768
 Tell = Callable[[str], None]
@@ -110,6 +114,7 @@ def _fit(
         # `seen` has looked at the data; their values need not be read again at each step.
         transform=transform,
         schedule=Cosine(),
+        kl=_warm_up(config, len(prepared.parts.train.x)),
         validation=Validation(prepared.parts.validation.x, every=config.every),
         early_stopping=EarlyStopping(_PATIENCE),
         device=device,
@@ -118,6 +123,14 @@ def _fit(
         checkpoint=Checkpoint(folder.checkpoints, every_epochs=config.every),
         resume=folder.has_checkpoint,
     )
+
+
+def _warm_up(config: Config, num_data: int) -> LinearWarmup | None:
+    """The weight of the divergence over the first part of the fit."""
+    if not defaults.of(config.pair).warm_up:
+        return None
+    steps = config.epochs * math.ceil(num_data / config.batch_size)
+    return LinearWarmup(max(1, int(_WARM_UP * steps)))
 
 
 def finish(

@@ -1,6 +1,7 @@
 r"""The few integrals that densities on (0, 1) need, exact where sums of large numbers cancel."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -65,22 +66,59 @@ def mean_logs(
 
     Args:
         a: The exponent near 0.
-        b: The exponent near 1.
+        b: The exponent near 1, of the same shape.
 
     Example:
         >>> one = torch.tensor(1.0)
         >>> mean_logs(one, 4 * one)  # 1 + 1/2 + 1/3 + 1/4, and 1/4
         (tensor(2.0833), tensor(0.2500))
     """
+    harmonic, minus_log1m, *_ = _MeanLogs.apply(a, b)
+    return harmonic, minus_log1m
+
+
+class _MeanLogs(torch.autograd.Function):
+    """Values and slopes by one pass over the nodes, where autograd would take two more."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        return _integrals(a, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, _, *slopes = output
+        ctx.mark_non_differentiable(*slopes)
+        ctx.save_for_backward(*inputs, *slopes)
+
+    @staticmethod
+    def backward(ctx: Any, harmonic: Tensor, minus_log1m: Tensor, *_: Any) -> Any:
+        a, b, *slopes = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the slopes will be differentiated too
+            _, _, *slopes = _integrals(a, b)
+        harmonic_by_b, by_a, by_b = slopes
+        return minus_log1m * by_a, harmonic * harmonic_by_b + minus_log1m * by_b
+
+
+def _integrals(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """H, -E[log(1 - v)], the slope of the first in b, those of the second in a and in b."""
     t, s, far, weight = (_column(values, a) for values in _nodes(a.dtype))
     c = 1 / a
     below = torch.where(b < 1, 1.0, 0.0).to(b.dtype)
+    ct, exponent = c * t, -b * s
     # beyond the clamp its inverse is no longer a normal number
-    growth = torch.expm1((c * t).clamp_max(-math.log(torch.finfo(a.dtype).tiny) - 2))
-    exponent = -b * s
-    lost = weight * -torch.expm1(exponent)
-    kept = weight * (torch.exp(exponent) * (c / growth - below * far))
-    return lost.sum(0), below / b + kept.sum(0)
+    inverse = 1 / torch.expm1(ct.clamp_max(-math.log(torch.finfo(a.dtype).tiny) - 2))
+    kept = weight * torch.exp(exponent)  # the weight times (1 - exp(-t))^b
+    beside = c * inverse - below * far
+    beside_by_c = inverse - ct * (inverse + inverse * inverse)
+    return (
+        (weight * -torch.expm1(exponent)).sum(0),
+        below / b + (kept * beside).sum(0),
+        (kept * s).sum(0),
+        -c * c * (kept * beside_by_c).sum(0),
+        -below / b**2 - (kept * (s * beside)).sum(0),
+    )
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:

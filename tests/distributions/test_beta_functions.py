@@ -53,6 +53,21 @@ def test_log_beta_keeps_what_a_float32_would_lose(dtype: torch.dtype) -> None:
     assert torch.allclose(slope(value, x).double(), slopes, rtol=2 * eps, atol=1e-12)
 
 
+def test_slopes_have_slopes() -> None:
+    """In the plain program, and through torch's transforms of functions."""
+    a, b = (c.requires_grad_() for c in (cells(3)[0].clamp(0.1, 20.0), cells(3)[1].clamp(0.1, 20)))
+    assert torch.autograd.gradcheck(mean_logs, (a, b))
+    assert torch.autograd.gradgradcheck(mean_logs, (a, b))
+
+    def second(a: Tensor, b: Tensor) -> Tensor:
+        return mean_logs(a, b)[1]
+
+    by_row = torch.func.vmap(torch.func.grad(second, argnums=(0, 1)))(a.detach(), b.detach())
+    _, value = mean_logs(a, b)
+    assert torch.allclose(by_row[0], slope(value, a))
+    assert torch.allclose(by_row[1], slope(value, b))
+
+
 def by_noise(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """-E[log(1 - v)] and its slopes in log a and log b: by Gauss's rule, over the noise log E."""
     nodes, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(16))

@@ -239,7 +239,7 @@ def test_each_family_finds_the_posterior_of_a_coin(factor: Any) -> None:
         step(FLIPS)
     exact = dist.Beta(7.0, 5.0)  # 5 heads and 2 tails seen
     with torch.no_grad():
-        draws = torch.stack([guide()["v"] for _ in range(2000)])
+        draws = torch.stack([guide()["v"] for _ in range(500)])
         bounds = torch.stack([step.evaluate(FLIPS) * len(FLIPS) for _ in range(50)])
     assert abs(draws.mean() - exact.mean) < 0.03
     assert abs(draws.std() - exact.stddev) < 0.03

@@ -184,7 +184,7 @@ def assert_variance(draws: Tensor, expected: float) -> None:
 class TestVariance:
     """Of a coin with p = 1/2: the score is k - 1/2 = ±1/2 and the cost 5 + k, log q - log p = 0."""
 
-    runs = 1500
+    runs = 800
 
     def draws(self, objective: ScoreFunction, burn_in: int = 0) -> Tensor:
         pyro.set_rng_seed(5)
@@ -221,7 +221,7 @@ def test_a_running_mean_is_made_of_the_past_alone() -> None:
     logit = torch.zeros((), dtype=DTYPE, requires_grad=True)
     pair = coin(logit)
     rows, second = [], []
-    for _ in range(3000):
+    for _ in range(1000):
         objective = ScoreFunction(1, DecayingAverage(0.99))
         first = objective.weights(pair[0], pair[1], (), {})
         cost = 5.0 + first.guide_sites["k"].value.item()
@@ -257,7 +257,7 @@ class TestPlates:
                 pyro.sample("k", dist.Bernoulli(logits=logits))
 
         pyro.set_rng_seed(2)
-        return gradients(ScoreFunction(1), (model, guide), logits, 1500)[:, 0].var().item()
+        return gradients(ScoreFunction(1), (model, guide), logits, 600)[:, 0].var().item()
 
     def test_the_variance_does_not_grow_with_the_data(self) -> None:
         assert self.variance(40, joined=False) == pytest.approx(2.75**2, rel=0.1)
@@ -283,9 +283,9 @@ def chain(logit: Tensor, number: bool) -> tuple[Any, Any]:
 def test_independent_latents_do_not_pay_for_each_other() -> None:
     pyro.set_rng_seed(4)
     logit = torch.zeros(6, dtype=DTYPE, requires_grad=True)
-    apart = gradients(ScoreFunction(1), chain(logit, False), logit, 2000)[:, 0]
+    apart = gradients(ScoreFunction(1), chain(logit, False), logit, 600)[:, 0]
     assert_variance(apart, 2.75**2)
-    together = gradients(ScoreFunction(1), chain(logit, True), logit, 2000)[:, 0]
+    together = gradients(ScoreFunction(1), chain(logit, True), logit, 600)[:, 0]
     # With five other costs C of mean 27.5 and variance 5/4: s c + s C, and E s = 0.
     mean = 5.5 + 27.5
     assert_variance(together, mean**2 / 4 + 5 / 16)

@@ -258,8 +258,8 @@ class TestInitialize:
         for kind in (AutoNormal, AutoMultivariateNormal, AutoDelta):
             for particles in (1, 4):
                 step = make(model, kind(model), objective=ELBO(particles))
-                for i in range(400):
-                    step.lr_factor = 0.985**i
+                for i in range(200):
+                    step.lr_factor = 0.97**i
                     step(X)
                 exact = X.sum() / (4 + 1)
                 median = step.guide.median(X)["mean"]  # type: ignore[attr-defined]

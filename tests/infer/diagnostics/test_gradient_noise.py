@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from pyro_models.infer import (
     diagnostics,
     fit,
 )
-from pyro_models.infer.diagnostics import GradientNoise, MeanGradient
+from pyro_models.infer.diagnostics import GradientNoise, MeanGradient, gradient_draws
 from pyro_models.infer.diagnostics import gradient_noise as measure
 from pyro_models.infer.objectives import Estimate, Objective
 from pyro_models.infer.random_state import Stream, derive_seed
@@ -575,12 +576,24 @@ class TestNothingIsLeftBehind:
                 assert torch.equal(value, getattr(alone.parameters["sampled"][name], attribute))
             assert noise.cosine == two.parameters["sampled"][name].cosine
 
-    def test_cost_is_positive_and_grows(self) -> None:
+    def test_cost_is_the_time_of_one_gradient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By a clock that only the objective turns: a second a particle."""
+        now = 0.0
+
+        def weights(self: ELBO, *args: Any) -> Any:
+            nonlocal now
+            now += self.num_particles
+            return true_weights(self, *args)
+
+        true_weights = ELBO.weights
+        monkeypatch.setattr(ELBO, "weights", weights)
+        clock = SimpleNamespace(perf_counter=lambda: now)
+        monkeypatch.setattr(gradient_draws, "time", clock)
         model, guide, x = modules()
-        noise = gradient_noise(model, guide, x, {"1": ELBO(1), "4000": ELBO(4000)}, 5)
-        assert 0 < noise.seconds["1"] < noise.seconds["4000"]
-        row = noise.side("1", "guide")
-        assert row.variance_cost == row.variance * noise.seconds["1"]
+        noise = gradient_noise(model, guide, x, {"one": ELBO(1), "seven": ELBO(7)}, 5)
+        assert noise.seconds == {"one": 1.0, "seven": 7.0}
+        row = noise.side("seven", "guide")
+        assert row.variance_cost == row.variance * 7.0
 
 
 class TestReference:
