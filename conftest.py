@@ -4,23 +4,41 @@ It stands beside the packages, not under ``tests/``, because their doctests need
 """
 
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pyro
 import pytest
 import torch
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 from tests import global_state
 from tests.source import PACKAGES
 
-# Types and shapes of every call inside the packages are checked at run time. As for mypy, an int
+# Types and shapes of calls inside the packages are checked at run time. As for mypy, an int
 # will do where a float is asked for. This must come before the first import of the packages.
 install_import_hook(PACKAGES, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+# Seconds of a test in which they are. The checks double the time of a long one, whose calls are by
+# then the same ones over and over.
+CHECKED = 1.0
+
 # The same sums in the same order on every machine; the cores are shared out between workers (-n).
 THREADS = 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Check the calls of a test's first seconds, the making of its fixtures included."""
+    timer = threading.Timer(CHECKED, config.update, ("jaxtyping_disable", True))
+    timer.start()
+    try:
+        return (yield)
+    finally:
+        timer.cancel()
+        timer.join()
+        config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -37,7 +37,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CLUSTERS = 10
 KINDS = {"digits": ("gmvae", "vade"), "fashion": ("gmvae",)}
 SEEDS = {"digits": 5, "fashion": 1}
-EPOCHS = {"digits": (60, 60), "fashion": (20, 30)}
+EPOCHS = {"digits": (100, 200), "fashion": (20, 30)}
 PCA_DIM = {"digits": 20, "fashion": 50}
 
 
