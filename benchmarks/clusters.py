@@ -4,10 +4,10 @@
     python benchmarks/clusters.py fashion     # GMVAE, 1 seed
 
 K = 10 clusters for all. ``pairs.fit_clusters`` first fits a model as a VAE, starts its components
-where k-means finds clusters among the codes, and raises the ELBO from there: the recipe of tutorial
-09. Labels choose nothing: they only score the end, on the data that were clustered, by the best
-one-to-one assignment, by the label of each cluster's most confident datum (GMVAE's paper), by
-normalised mutual information and the adjusted Rand index.
+where k-means finds clusters among the codes, and raises the ELBO from there, for the digits in as
+many epochs as the recipe has by default. Labels choose nothing: they only score the end, on the
+data that were clustered, by the best one-to-one assignment, by the label of each cluster's most
+confident datum (GMVAE's paper), by normalised mutual information and the adjusted Rand index.
 
 Adds to benchmarks/results/clusters-cpu.json, one entry at a time.
 """

@@ -7,9 +7,9 @@
 as in Nalisnick and Smyth (2017). Error of the k nearest neighbours among training latents: of the
 Gaussian, the posterior mean of z; of sticks, the posterior means of v and of the pieces pi
 (fractions are independent given x, so that pi at the mean of v is its mean). In the first fifth of
-the steps the weight of the divergence rises to 1, for both (--warm-up 0 has none). Networks are trained
-on pixels binarised anew in each step, and see grey ones for latents; log p(x) is of the test set
-binarised once. Fashion-MNIST is split officially, a third of the digits is held out.
+the steps the weight of the divergence rises to 1, for both (--warm-up 0 has none). Networks are
+trained on pixels binarised anew in each step, and see grey ones for latents; log p(x) is of the
+test set binarised once. Fashion-MNIST is split officially, a third of the digits is held out.
 
 ``stability``: static MNIST, 50 epochs, Beta(1, 5), batch 100, over seeds and rates: whether a loss,
 gradient or parameter was ever NaN or infinite, and the bounds at the end.

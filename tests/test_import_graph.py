@@ -20,12 +20,13 @@ FOUNDATION = {
     "distributions",
 }
 BLOCKS = FOUNDATION | {"likelihoods", "priors"}
-ENGINE = {"arrays", "errors", "options", "programs", "distributions", "infer"}
+ENGINE = {"arrays", "errors", "options", "picture", "programs", "distributions", "infer"}
 ARROWS: dict[str, set[str]] = {
     "pyro_models": {"errors"},
     "errors": set(),
     "arrays": {"errors"},
     "options": {"errors"},
+    "picture": set(),
     "programs": {"errors"},
     "distributions": {"errors", "options"},
     "labels": {"errors"},

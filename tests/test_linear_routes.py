@@ -49,7 +49,9 @@ def test_the_closed_form_is_the_optimum_of_em(kind_and_best: tuple[str, float]) 
     assert found == pytest.approx(best, abs=1e-4) if kind == "ppca" else found < best
 
 
-@pytest.mark.parametrize("route", ["exact guide", "linear guide", pytest.param("network", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "route", ["exact guide", "linear guide", pytest.param("network", marks=pytest.mark.slow)]
+)
 def test_svi_reaches_it(kind_and_best: tuple[str, float], route: str) -> None:
     kind, best = kind_and_best
     x = data()

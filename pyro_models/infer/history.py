@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_models.infer.curves import draw_bound, draw_kl
 from pyro_models.infer.stopping import StopReason
+from pyro_models.picture import Picture
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,18 @@ class Fit:
         values = [e.validation for e in self.history if e.validation is not None]
         return values[-1] if values else None
 
-    def plot(self) -> Figure:
+    def plot(self) -> Picture:
         """Bound by step, training and held-out, and the learning rate under it.
 
         Where held-out data were evaluated, a third panel has the KL by latent dimension: one whose
         KL is zero says nothing of the data.
 
         Returns:
-            A figure that belongs to no window: show it in a notebook, or ``savefig`` it.
+            A figure of no window: a notebook shows it by itself, ``savefig`` writes it.
         """
         evaluated = [(e.step, e.kl) for e in self.history if e.kl]
         height, ratios = (6.5, (4, 1, 3)) if evaluated else (4.5, (4, 1))
-        figure = Figure(figsize=(7.0, height), layout="constrained")
+        figure = Picture(figsize=(7.0, height), layout="constrained")
         panels = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
         bound, rate = panels[:2]
         steps = [e.step for e in self.history]

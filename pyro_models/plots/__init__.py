@@ -6,7 +6,7 @@ writes. Nothing here touches pyplot or matplotlib's settings. Images are given f
 with their ``image_shape``; without one, data are taken for a table with named columns.
 """
 
-from pyro_models.plots.canvas import Picture
+from pyro_models.picture import Picture
 from pyro_models.plots.clustering import confusion, samples_by_cluster
 from pyro_models.plots.compare import reconstructions, samples, traversal
 from pyro_models.plots.criteria import criteria

@@ -1,17 +1,15 @@
-"""What all pictures share: the figure, its colours and lettering, and checked arrays."""
+"""What all pictures share: the sheet, its colours and lettering, and checked arrays."""
 
-import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_models.errors import DataError, OptionError
+from pyro_models.picture import Picture
 
 # Petroff (2021), https://arxiv.org/abs/2107.02270: ten colours told apart with colour-blindness.
 COLOURS = (
@@ -21,29 +19,6 @@ COLOURS = (
 BLUE, ORANGE, GREY, INK = COLOURS[0], COLOURS[6], "#9a9a9a", "#262626"
 
 Array = NDArray[np.float64]
-
-
-class Picture(Figure):
-    """A matplotlib figure that a notebook shows without pyplot or ``%matplotlib``.
-
-    Example:
-        >>> picture = Picture(figsize=(2, 2))
-        >>> picture.png()[1:4]
-        b'PNG'
-    """
-
-    def png(self, dpi: float | None = None) -> bytes:
-        """The picture as a PNG file's content.
-
-        Args:
-            dpi: Dots an inch; by default the figure's own.
-        """
-        buffer = io.BytesIO()
-        FigureCanvasAgg(self).print_figure(buffer, format="png", dpi=dpi or self.dpi)
-        return buffer.getvalue()
-
-    def _repr_png_(self) -> bytes:
-        return self.png()
 
 
 def blank(title: str, size: tuple[float, float]) -> Picture:

@@ -7,8 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyro_models.errors import DataError
+from pyro_models.picture import Picture
 from pyro_models.plots import images
-from pyro_models.plots.canvas import INK, Picture, one_panel, plain, table
+from pyro_models.plots.canvas import INK, one_panel, plain, table
 
 _MAX_NUMBERED = 30
 """Rows or columns up to which a cell shows its number."""

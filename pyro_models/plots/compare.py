@@ -6,8 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_models.errors import DataError
+from pyro_models.picture import Picture
 from pyro_models.plots import images, tables
-from pyro_models.plots.canvas import Picture, feature_names, table
+from pyro_models.plots.canvas import feature_names, table
 
 
 def samples(

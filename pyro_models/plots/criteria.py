@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pyro_models.errors import DataError
-from pyro_models.plots.canvas import COLOURS, INK, Picture, one_panel
+from pyro_models.picture import Picture
+from pyro_models.plots.canvas import COLOURS, INK, one_panel
 
 _MARKERS = "sDv^Po"
 _CROWDED = 40

@@ -10,13 +10,13 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyro_models.errors import DataError, OptionError
+from pyro_models.picture import Picture
 from pyro_models.plots.canvas import (
     BLUE,
     GREY,
     INK,
     ORANGE,
     Array,
-    Picture,
     blank,
     feature_names,
     most_varied,

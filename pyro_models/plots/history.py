@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from pyro_models.errors import DataError
 from pyro_models.infer.curves import draw_bound
-from pyro_models.plots.canvas import BLUE, INK, ORANGE, Picture, one_panel
+from pyro_models.picture import Picture
+from pyro_models.plots.canvas import BLUE, INK, ORANGE, one_panel
 
 
 def loss(

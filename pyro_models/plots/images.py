@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from pyro_models.errors import DataError, OptionError
-from pyro_models.plots.canvas import INK, Array, Picture, blank
+from pyro_models.picture import Picture
+from pyro_models.plots.canvas import INK, Array, blank
 
 MAX_SIDE = 8
 MAX_COLUMNS = 10

@@ -11,7 +11,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pyro_models.errors import DataError
-from pyro_models.plots.canvas import BLUE, COLOURS, Array, Picture, one_panel, table
+from pyro_models.picture import Picture
+from pyro_models.plots.canvas import BLUE, COLOURS, Array, one_panel, table
 
 MAX_TSNE_POINTS = 1000
 MIN_TSNE_POINTS = 5

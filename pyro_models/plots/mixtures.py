@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_models.errors import DataError
+from pyro_models.picture import Picture
 from pyro_models.plots.canvas import (
     BLUE,
     COLOURS,
@@ -20,7 +21,6 @@ from pyro_models.plots.canvas import (
     INK,
     ORANGE,
     Array,
-    Picture,
     blank,
     feature_names,
     one_panel,

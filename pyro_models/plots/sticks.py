@@ -8,7 +8,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyro_models.errors import DataError
-from pyro_models.plots.canvas import BLUE, COLOURS, Picture, blank, plain, table
+from pyro_models.picture import Picture
+from pyro_models.plots.canvas import BLUE, COLOURS, blank, plain, table
 from pyro_models.plots.latent import MARKERS
 
 _MOST_CLASSES = 20

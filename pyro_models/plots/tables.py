@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from pyro_models.picture import Picture
 from pyro_models.plots.canvas import (
     BLUE,
     COLOURS,
@@ -13,7 +14,6 @@ from pyro_models.plots.canvas import (
     INK,
     ORANGE,
     Array,
-    Picture,
     blank,
     most_varied,
     of_all,

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_models.infer.divergences import kl_per_datum
@@ -12,6 +11,7 @@ from pyro_models.infer.inspection import as_arguments, is_amortized
 from pyro_models.infer.pair_checks import keywords
 from pyro_models.infer.weights import Program, log_weights
 from pyro_models.options import positive_int
+from pyro_models.picture import Picture
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class KLByDimension:
         ]
         return "\n".join(f"{line}  {row[3]}" for line, row in zip(lines, rows, strict=True))
 
-    def plot(self) -> Figure:
+    def plot(self) -> Picture:
         """Bars of the KL of each dimension, a panel a latent.
 
         Returns:
-            A figure that belongs to no window: show it in a notebook, or ``savefig`` it.
+            A figure of no window: a notebook shows it by itself, ``savefig`` writes it.
         """
         count = max(len(self.sites), 1)
-        figure = Figure(figsize=(7.0, 0.6 + 1.9 * count), layout="constrained")
+        figure = Picture(figsize=(7.0, 0.6 + 1.9 * count), layout="constrained")
         panels = figure.subplots(count, 1, squeeze=False)[:, 0]
         for axes, (name, kl) in zip(panels, self.sites.items(), strict=False):
             axes.bar(range(len(kl.nats)), kl.nats, color="C0")

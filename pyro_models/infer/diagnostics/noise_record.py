@@ -7,8 +7,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from matplotlib.figure import Figure
 from torch import Tensor
+
+from pyro_models.picture import Picture
 
 _HEADINGS = ("objective", "side", "numbers", "|mean|", "variance", "SNR", "cosine", "ms")
 _COST = "variance x s"
@@ -148,13 +149,13 @@ class GradientNoise:
             for row in self.sides
         ]
 
-    def plot(self) -> Figure:
+    def plot(self) -> Picture:
         """Variance, signal-to-noise ratio, cosine and variance times cost, by objective and side.
 
         Returns:
-            A figure that belongs to no window: show it in a notebook, or ``savefig`` it.
+            A figure of no window: a notebook shows it by itself, ``savefig`` writes it.
         """
-        figure = Figure(figsize=(8.0, 5.5), layout="constrained")
+        figure = Picture(figsize=(8.0, 5.5), layout="constrained")
         panels = figure.subplots(2, 2, sharex=True).ravel()
         quantities = {
             "variance": "variance (nats² per datum²)",
