@@ -93,7 +93,7 @@ class _MeanLogs(torch.autograd.Function):
         ctx.save_for_backward(*inputs, *slopes)
 
     @staticmethod
-    def backward(ctx: Any, harmonic: Tensor, minus_log1m: Tensor, *_: Any) -> Any:
+    def backward(ctx: Any, harmonic: Tensor, minus_log1m: Tensor, *slopes_of_slopes: Any) -> Any:
         a, b, *slopes = ctx.saved_tensors
         if torch.is_grad_enabled():  # the slopes will be differentiated too
             _, _, *slopes = _integrals(a, b)
