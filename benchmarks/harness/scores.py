@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -49,17 +50,18 @@ def exemplar_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float((name[probabilities.argmax(1)] == labels).mean())
 
 
-def mean_and_spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean, standard deviation between runs (NaN of one), best and worst."""
-    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean, standard deviation between runs (None of one), best and worst."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "sd": spread, "min": min(values), "max": max(values)}
 
 
-def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
     """Mean and spread over runs of every score."""
     return {name: mean_and_spread([run[name] for run in runs]) for name in runs[0]}
 
 
-def percent(score: Mapping[str, float]) -> str:
-    """Mean ± standard deviation of a share, in percent."""
-    return f"{100 * score['mean']:.1f} ± {100 * score['sd']:.1f}"
+def percent(score: Mapping[str, Any]) -> str:
+    """Mean ± standard deviation of a share, in percent; of one run the share alone."""
+    spread = "" if score["sd"] is None else f" ± {100 * score['sd']:.1f}"
+    return f"{100 * score['mean']:.1f}{spread}"
