@@ -15,7 +15,7 @@ Adds to benchmarks/results/semi_supervised-cpu.json, one split at a time.
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,18 @@ def measure(share: float, path: Path, args: argparse.Namespace) -> list[dict[str
     done = report.load(path).get("splits", {}) if path.exists() else {}
     for seed in range(args.splits):
         key = f"{share:g} of labels, split {seed}, {args.epochs} epochs"
-        if key not in done:
+        if not _has(done, key, args):
             done[key] = split(share, seed, args)
             report.enter(path, "semi_supervised", ("splits", key), done[key], machine.facts(CPU))
         print(f"{key}: {done[key]['errors']}", flush=True)
     return [done[f"{share:g} of labels, split {seed}, {args.epochs} epochs"]["errors"]
             for seed in range(args.splits)]  # fmt: skip
+
+
+def _has(done: Mapping[str, Any], key: str, args: argparse.Namespace) -> bool:
+    """Whether the results have a split, made with the same options."""
+    options = ("hidden", "rate", "weight")
+    return key in done and all(done[key][name] == getattr(args, name) for name in options)
 
 
 def split(share: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def buffers(pair: Pair) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "name",
     [
-        # The compiler takes a minute or more for a stick's fractions.
+        # The compiler takes longest for a stick's fractions: 20 s and more on two quiet cores.
         pytest.param(name, marks=[pytest.mark.slow] if "stick_breaking" in name else [])
         for name in PLAIN
     ],
