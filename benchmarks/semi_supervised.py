@@ -13,9 +13,10 @@ Adds to benchmarks/results/semi_supervised-cpu.json, one split at a time.
 """
 
 import argparse
+import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,17 @@ from harness.scores import mean_and_spread, neighbour_errors, percent
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_models import data, pairs
-from pyro_models.infer import ELBO, Cosine, Supervised, fit
+from pyro_models.infer import ELBO, Cosine, LinearWarmup, Remedies, Supervised, fit
 
 CPU = torch.device("cpu")
-MODELS = ("semi_supervised_stick_breaking_vae", "semi_supervised_vae")
-CLASSES = 10
+STICKS, M2 = "semi_supervised_stick_breaking_vae", "semi_supervised_vae"
+MODELS = (STICKS, M2)
+SITES = {STICKS: "v", M2: "z"}
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+CLASSES, BATCH = 10, 100
 
 
 def cut(share: float, seed: int, limit: int | None) -> tuple[data.Data, Tensor, data.Data]:
@@ -65,10 +69,20 @@ def generative(
     # What was taken away is not there to be seen.
     y = torch.where(is_labelled, train.labels, -1)
     weight = args.weight * len(train) / int(is_labelled.sum())
-    objective = Supervised(ELBO(summed=("y_unobserved",)), "y", weight)
-    pair = pairs.build(
-        kind, (train.x, y), num_classes=CLASSES, hidden=(args.hidden,), objective=objective
+    chosen: dict[str, Any] = (
+        {"truncation": args.truncation} if kind == STICKS else {"latent_dim": args.latent_dim}
     )
+    if args.activation is not None:
+        chosen["activation"] = ACTIVATIONS[args.activation]
+    pair = pairs.build(
+        kind,
+        (train.x, y),
+        num_classes=CLASSES,
+        hidden=(args.hidden,),
+        objective=Supervised(ELBO(summed=("y_unobserved",)), "y", weight),
+        **chosen,
+    )
+    steps = int(args.warm_up * args.epochs * math.ceil(len(train) / BATCH))
     fit(
         pair.model,
         pair.guide,
@@ -76,14 +90,14 @@ def generative(
         objective=pair.objective,
         optimizer=partial(torch.optim.Adam, lr=args.rate),
         schedule=Cosine(),
+        kl=Remedies(weight={SITES[kind]: LinearWarmup(steps)}) if steps else None,
         epochs=args.epochs,
-        batch_size=100,
+        batch_size=BATCH,
         seed=seed,
         progress=False,
         compiled=args.compiled,
     )
-    with torch.no_grad():
-        guessed = pair.guide.classify(test.x).argmax(1)
+    guessed = pairs.classify(pair, test.x).argmax(1)
     return float((guessed != test.labels).double().mean())
 
 
@@ -110,42 +124,41 @@ def beside(
 
 def measure(share: float, path: Path, args: argparse.Namespace) -> list[dict[str, float]]:
     """Errors by split of one share of labels; what the results have already is not done again."""
-    done = report.load(path).get("splits", {}) if path.exists() else {}
-    for seed in range(args.splits):
+    found = []
+    for seed in range(args.first_split, args.first_split + args.splits):
         key = f"{share:g} of labels, split {seed}, {args.epochs} epochs"
-        if not _has(done, key, args):
-            done[key] = split(share, seed, args)
-            report.enter(path, "semi_supervised", ("splits", key), done[key], machine.facts(CPU))
-        print(f"{key}: {done[key]['errors']}", flush=True)
-    return [done[f"{share:g} of labels, split {seed}, {args.epochs} epochs"]["errors"]
-            for seed in range(args.splits)]  # fmt: skip
+        done = report.load(path).get("splits", {}) if path.exists() else {}
+        entry = done.get(key, {"errors": {}, "options": {}})
+        for fitted in ("beside", *args.models):
+            options = _options(fitted, args)
+            if entry["options"].get(fitted) == options:
+                continue
+            errors = split(share, seed, fitted, args)
+            entry["errors"] |= errors
+            entry["options"][fitted] = options
+            report.enter(path, "semi_supervised", ("splits", key), entry, machine.facts(CPU))
+        print(f"{key}: {entry['errors']}", flush=True)
+        found.append(entry["errors"])
+    return found
 
 
-def _has(done: Mapping[str, Any], key: str, args: argparse.Namespace) -> bool:
-    """Whether the results have a split, made with the same options."""
-    options = ("hidden", "rate", "weight")
-    return key in done and all(done[key][name] == getattr(args, name) for name in options)
+def _options(fitted: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What a result depends on besides share, split and epochs."""
+    names = ["hidden", "limit"]
+    if fitted != "beside":
+        names += ["rate", "weight", "warm_up", "activation"]
+        names.append("truncation" if fitted == STICKS else "latent_dim")
+    return {name: getattr(args, name) for name in names}
 
 
-def split(share: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Everyone on one split."""
+def split(share: float, seed: int, fitted: str, args: argparse.Namespace) -> dict[str, float]:
+    """Errors on one split, by name: of one model, or of what stands beside."""
     train, is_labelled, test = cut(share, seed, args.limit)
+    if fitted != "beside":
+        return {fitted: generative(fitted, train, is_labelled, test, seed, args)}
     known = train.subset(is_labelled)
-    errors = beside(
-        known.x.numpy(), known.labels.numpy(), test.x.numpy(), test.labels.numpy(), seed, args
-    )
-    for kind in args.models:
-        errors[kind] = generative(kind, train, is_labelled, test, seed, args)
-    return {
-        "labels": len(known),
-        "train": len(train),
-        "test": len(test),
-        "epochs": args.epochs,
-        "hidden": args.hidden,
-        "rate": args.rate,
-        "weight": args.weight,
-        "errors": errors,
-    }
+    arrays = (known.x, known.labels, test.x, test.labels)
+    return beside(*(array.numpy() for array in arrays), seed, args)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -155,11 +168,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shares", type=float, nargs="+", default=(0.1, 0.01))
     parser.add_argument("--models", nargs="*", choices=MODELS, default=MODELS)
     parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--first-split", type=int, default=0, help="100 is for choosing options")
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--hidden", type=int, default=200, help="width of the networks (200)")
     parser.add_argument("--rate", type=float, default=1e-3, help="of Adam at the start (1e-3)")
     parser.add_argument(
         "--weight", type=float, default=10.0, help="of the classifier's term: this times N (10)"
+    )
+    parser.add_argument("--truncation", type=int, default=50, help="pieces of the stick (50)")
+    parser.add_argument("--latent-dim", type=int, default=2, help="of M2's z (2)")
+    parser.add_argument("--activation", choices=ACTIVATIONS, help="instead of the pair's own")
+    parser.add_argument(
+        "--warm-up", type=float, default=0.0, help="share of the steps until KL counts whole (0)"
     )
     parser.add_argument("--limit", type=int, help="take the first so many training data only")
     parser.add_argument("--eager", dest="compiled", action="store_false")
