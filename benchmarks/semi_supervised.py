@@ -42,33 +42,25 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 CLASSES, BATCH = 10, 100
 
 
-def cut(share: float, seed: int, limit: int | None) -> tuple[data.Data, Tensor, data.Data]:
-    """Training data, which of them have labels, and the held-out data."""
+def cut(
+    share: float, seed: int, limit: int | None, binary: bool
+) -> tuple[data.Data, Tensor, data.Data]:
+    """Training data, the labels that are left of them, and the held-out data."""
     parts = data.holdout(data.digits(), 1 / 3, seed=seed, stratify=True)
     train = parts.train if limit is None else parts.train.subset(slice(0, limit))
-    labels = train.labels
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(train), generator=generator)
-    place = torch.empty(len(train), dtype=torch.long)  # of a datum within its class
-    for label in range(CLASSES):
-        own = order[labels[order] == label]
-        place[own] = torch.arange(len(own))
-    # Class by class in turn, until there are enough: each has the same number, within one.
-    rank = torch.argsort(place * CLASSES + labels)
-    is_labelled = torch.zeros(len(train), dtype=torch.bool)
-    is_labelled[rank[: max(CLASSES, round(share * len(train)))]] = True
-    return train, is_labelled, parts.held_out
+    y, test = data.hide_labels(train.labels, share, seed), parts.held_out
+    if binary:
+        black_and_white = data.StaticBinarization(data.Threshold(0.5))
+        train, test = train.map(black_and_white), test.map(black_and_white)
+    return train, y, test
 
 
 def generative(
-    kind: str, train: data.Data, is_labelled: Tensor, test: data.Data, seed: int,
-    args: argparse.Namespace,
+    kind: str, train: data.Data, y: Tensor, test: data.Data, seed: int, args: argparse.Namespace,
 ) -> float:  # fmt: skip
     """Test error of a model of all data and the few labels."""
     torch.manual_seed(seed)
-    # What was taken away is not there to be seen.
-    y = torch.where(is_labelled, train.labels, -1)
-    weight = args.weight * len(train) / int(is_labelled.sum())
+    weight = args.weight * len(train) / int((y >= 0).sum())
     chosen: dict[str, Any] = (
         {"truncation": args.truncation} if kind == STICKS else {"latent_dim": args.latent_dim}
     )
@@ -144,7 +136,7 @@ def measure(share: float, path: Path, args: argparse.Namespace) -> list[dict[str
 
 def _options(fitted: str, args: argparse.Namespace) -> dict[str, Any]:
     """What a result depends on besides share, split and epochs."""
-    names = ["hidden", "limit"]
+    names = ["hidden", "limit", "binary"]
     if fitted != "beside":
         names += ["rate", "weight", "warm_up", "activation"]
         names.append("truncation" if fitted == STICKS else "latent_dim")
@@ -153,10 +145,10 @@ def _options(fitted: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def split(share: float, seed: int, fitted: str, args: argparse.Namespace) -> dict[str, float]:
     """Errors on one split, by name: of one model, or of what stands beside."""
-    train, is_labelled, test = cut(share, seed, args.limit)
+    train, y, test = cut(share, seed, args.limit, args.binary)
     if fitted != "beside":
-        return {fitted: generative(fitted, train, is_labelled, test, seed, args)}
-    known = train.subset(is_labelled)
+        return {fitted: generative(fitted, train, y, test, seed, args)}
+    known = train.subset(y >= 0)
     arrays = (known.x, known.labels, test.x, test.labels)
     return beside(*(array.numpy() for array in arrays), seed, args)
 
@@ -181,6 +173,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--warm-up", type=float, default=0.0, help="share of the steps until KL counts whole (0)"
     )
+    parser.add_argument("--binary", action="store_true", help="pixels above a half are 1, else 0")
     parser.add_argument("--limit", type=int, help="take the first so many training data only")
     parser.add_argument("--eager", dest="compiled", action="store_false")
     parser.add_argument("--threads", type=int, default=2)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_models import data
-from pyro_models.data import Data, holdout, split
+from pyro_models.data import Data, hide_labels, holdout, split
 from pyro_models.errors import DataError, OptionError
 
 SIZES = st.one_of(st.floats(0.01, 0.6), st.integers(1, 40))
@@ -134,3 +134,43 @@ def test_an_empty_part_is_refused(sizes, words):
 def test_strata_need_labels():
     with pytest.raises(OptionError, match="no labels"):
         split(numbered(10), stratify=True)
+
+
+@settings(deadline=None)
+@given(
+    labels=st.lists(st.integers(-1, 4), min_size=2, max_size=120),
+    keep=SIZES,
+    seed=st.integers(0, 2**32),
+)
+def test_few_labels_are_left_and_as_many_of_each_class(labels, keep, seed):
+    given_ = torch.tensor(labels)
+    known = given_[given_ >= 0]
+    least = len(known.unique())
+    if len(known) == 0 or max(least, wanted(keep, len(known))) > len(known):
+        with pytest.raises(DataError):
+            hide_labels(given_, keep, seed)
+        return
+    if isinstance(keep, float) and wanted(keep, len(known)) < 1:
+        with pytest.raises(DataError, match="keep"):
+            hide_labels(given_, keep, seed)
+        return
+    left = hide_labels(given_, keep, seed)
+    shown = left >= 0
+    assert torch.equal(left[shown], given_[shown])
+    assert int(shown.sum()) == max(least, wanted(keep, len(known)))
+    counts = {c: (int((left == c).sum()), int((known == c).sum())) for c in known.unique().tolist()}
+    most = max(kept for kept, _ in counts.values())
+    # A class has fewer than the most, less one, only where it has no more.
+    assert all(kept >= 1 and (kept >= most - 1 or kept == own) for kept, own in counts.values())
+    assert torch.equal(left, hide_labels(given_, keep, seed))
+
+
+def test_the_seed_decides_whose_labels_are_left():
+    labels = torch.arange(100) % 10
+    assert not torch.equal(hide_labels(labels, 0.1, 0), hide_labels(labels, 0.1, 1))
+
+
+@pytest.mark.parametrize("keep", [-1, 1.5, True, math.nan])
+def test_what_is_no_number_of_labels_is_refused(keep):
+    with pytest.raises(OptionError, match="keep"):
+        hide_labels(torch.zeros(10, dtype=torch.int64), keep)

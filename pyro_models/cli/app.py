@@ -97,6 +97,14 @@ def fit_command(
             show_default=False,
         ),
     ] = None,
+    labelled: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the known labels that a semi-supervised pair sees. [default: 0.1; all "
+            "of a file's, where -1 says unknown]",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="Where to fit: cpu, cuda, cuda:1. [default: cpu]", show_default=False),
@@ -135,6 +143,7 @@ def fit_command(
         batch_size=batch_size,
         latent_dim=latent_dim,
         num_components=num_components,
+        labelled=labelled,
         device=device,
         seed=seed,
     )
@@ -157,7 +166,7 @@ def evaluate_command(run: RunArgument, device: DeviceOption = "cpu") -> int:
     check_device(device)
     folder = RunFolder(run)
     config = folder.config()
-    prepared = prepare(config.source, config.seed)
+    prepared = prepare(config.source, config.seed, config.labelled)
     _show(job.evaluate(config, folder, prepared, resolve_device(device)), _tell)
     return 0
 
@@ -187,7 +196,7 @@ def sample_command(
             f"--out {path}: give a file with the suffix {', '.join(job.SAMPLE_KINDS)}"
         )
     config = folder.config()
-    prepared = prepare(config.source, config.seed)
+    prepared = prepare(config.source, config.seed, config.labelled)
     x = job.draw(config, folder, prepared, resolve_device(device), n, seed)
     job.save_samples(x, path, prepared)
     typer.echo(f"{n} samples in {path}")
@@ -226,7 +235,7 @@ def _fit(request: Request, out: Path | None, resume: Path | None, tell: Tell) ->
     """Begin a run or go on with one, and bring it to its end."""
     if resume is None:
         source = request.source
-        prepared = prepare(source, request.chosen_seed)
+        prepared = prepare(source, request.chosen_seed, request.chosen_share)
         config = request.config(source, prepared)
         fitted.make(config, prepared)  # so that nothing is written if it cannot be made
         folder = runs.create(out, config)
@@ -235,7 +244,7 @@ def _fit(request: Request, out: Path | None, resume: Path | None, tell: Tell) ->
     else:
         folder = RunFolder(resume)
         config = request.resumed(folder)
-        prepared = prepare(config.source, config.seed)
+        prepared = prepare(config.source, config.seed, config.labelled)
     device = resolve_device(config.device)
     try:
         tell(f"fitting {config.pair} to {prepared.parts.train.name}; writing to {folder.path}")

@@ -6,6 +6,8 @@ from pyro_models import pairs
 from pyro_models.errors import OptionError
 
 PAIR, ROOT, DEVICE, SEED = "vae", "data", "cpu", 0
+LABELLED = 0.1
+"""Share of a known set's labels that a pair sees which learns from labels; of a file's, all."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Defaults:
     warm_up: bool = False
     """Whether the divergence from the prior is weighted in slowly, for else codes stay unused."""
     labels: bool = False
-    """Whether it needs to know which labels are hidden, which no option of the command says."""
+    """Whether it learns from labels too, of which most are hidden from it."""
 
 
 # What a size is called where it bounds a number that has no bound.
@@ -45,8 +47,8 @@ _DEFAULTS = {
     "regression": Defaults(inputs=True),
     "stick_breaking_vae": Defaults(num_components=20, warm_up=True),
     "vade": Defaults(num_components=10, latent_dim=10, clustered=True),
-    "semi_supervised_stick_breaking_vae": Defaults(labels=True),
-    "semi_supervised_vae": Defaults(labels=True),
+    "semi_supervised_stick_breaking_vae": Defaults(num_components=20, warm_up=True, labels=True),
+    "semi_supervised_vae": Defaults(latent_dim=10, warm_up=True, labels=True),
 }
 
 
@@ -83,12 +85,6 @@ def of(pair: str) -> Defaults:
         raise OptionError(
             f"the pair {pair!r} needs inputs beside x, which the command does not read; fit it "
             f"from Python: pairs.build({pair!r}, (inputs, x)), then infer.fit"
-        )
-    if found.labels:
-        raise OptionError(
-            f"the pair {pair!r} needs labels, some of them hidden, which the command does not "
-            f"read; fit it from Python: pairs.build({pair!r}, (x, y)) with -1 in y where the label "
-            "is hidden, then infer.fit(..., (x, y))"
         )
     return found
 

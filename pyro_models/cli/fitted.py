@@ -43,11 +43,12 @@ def make(config: Config, prepared: Prepared) -> pairs.Pair:
         "latent_dim": config.latent_dim,
         "num_components": config.num_components,
         "truncation": config.num_components,
+        "num_classes": prepared.num_classes,
         "likelihood": prepared.likelihood(),
     }
     chosen = {name: value for name, value in wanted.items() if name in known and value is not None}
     with isolated(torch.device("cpu"), config.seed):
-        pair = pairs.build(config.pair, prepared.seen(prepared.parts.train), **chosen)
+        pair = pairs.build(config.pair, prepared.made_for(), **chosen)
     return pairs.with_belief(pair)
 
 

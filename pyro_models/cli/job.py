@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from pyro_models.infer import (
     EarlyStopping,
     Fit,
     LinearWarmup,
+    Remedies,
     StopReason,
     Validation,
     fit,
@@ -92,11 +94,11 @@ def _fit(
     device: torch.device,
     progress: bool,
 ) -> Fit:
-    transform = None if prepared.transform is None else prepared.transform.apply
+    data, held_out, transform = prepared.training()
     if defaults.of(config.pair).clustered and not folder.has_checkpoint:
         start_clusters(
             pair,
-            prepared.parts.train.x,
+            data,
             LatentStart(max(1, config.epochs // 2), config.batch_size, LEARNING_RATE),
             transform=transform,
             device=device,
@@ -106,16 +108,15 @@ def _fit(
     return fit(
         pair.model,
         pair.guide,
-        prepared.parts.train.x,
+        data,
         objective=pair.objective,
         optimizer=functools.partial(torch.optim.Adam, lr=LEARNING_RATE),
         epochs=config.epochs,
         batch_size=config.batch_size,
-        # `seen` has looked at the data; their values need not be read again at each step.
         transform=transform,
         schedule=Cosine(),
-        kl=_warm_up(config, len(prepared.parts.train.x)),
-        validation=Validation(prepared.parts.validation.x, every=config.every),
+        kl=_warm_up(pair, config, len(prepared.parts.train)),
+        validation=Validation(held_out, every=config.every),
         early_stopping=EarlyStopping(_PATIENCE),
         device=device,
         seed=config.seed,
@@ -125,12 +126,17 @@ def _fit(
     )
 
 
-def _warm_up(config: Config, num_data: int) -> LinearWarmup | None:
-    """The weight of the divergence over the first part of the fit."""
-    if not defaults.of(config.pair).warm_up:
+def _warm_up(pair: Pair, config: Config, num_data: int) -> LinearWarmup | Remedies | None:
+    """The weight of the codes' divergence over the first part of the fit."""
+    known = defaults.of(config.pair)
+    if not known.warm_up:
         return None
     steps = config.epochs * math.ceil(num_data / config.batch_size)
-    return LinearWarmup(max(1, int(_WARM_UP * steps)))
+    weight = LinearWarmup(max(1, int(_WARM_UP * steps)))
+    if not known.labels:
+        return weight
+    model: Any = pair.model  # of a class and a code, one of which must not be forgotten
+    return Remedies(weight={model.code.site: weight})
 
 
 def finish(

@@ -9,6 +9,9 @@ picture                                         of a pair with
 ``confusion``                                   such, where the data have labels
 ``samples_by_cluster``                          such, of images, where the model decodes codes that
                                                 come from clusters
+``classes``                                     classes that it learns from labels: what it tells
+                                                held-out data for, against what they are
+``samples_by_class``                            such, of images: the same codes in every class
 ``clusters``                                    such, and weights that are latent too
 ``components``                                  a component of each datum's own: the model's means
                                                 and covariances, or else those of the data that
@@ -27,6 +30,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_models import plots
+from pyro_models.cli import classes
 from pyro_models.cli.fitted import Fitted
 from pyro_models.cli.latents import Latents, latents_of, new_data, responsibilities
 from pyro_models.cli.recipe import Prepared
@@ -78,7 +82,9 @@ def draw(pair: Fitted, prepared: Prepared) -> Iterator[tuple[str, Picture]]:
             "latent": _latent_space,
             "traversal": _traversal,
         }
-    if len(latents.components) == 1:
+    if prepared.known is not None:
+        makers |= {"classes": _classes, "samples_by_class": _samples_by_class}
+    elif len(latents.components) == 1:
         makers |= {
             "components": _components,
             "responsibilities": _responsibilities,
@@ -148,7 +154,7 @@ def _samples(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
         )
     else:
         drawn = _decoded(pair, {}, _IMAGES)
-        title = "Samples: means of p(x | z), z from the prior"
+        title = "Samples: means of p(x | latents), latents from the prior"
     return plots.samples(
         prepared.shown(drawn),
         test.x,
@@ -184,9 +190,13 @@ def _latent_space(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture
 def _traversal(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture | None:
     """Straight lines from draws of the prior to posterior means, decoded."""
     test = prepared.parts.test.subset(slice(_WALKS))
-    ends = _codes(embed(pair.guide, _placed(pair, prepared, test)), latents)
+    found = embed(pair.guide, _placed(pair, prepared, test))
+    ends = _codes(found, latents)
     rows = len(test)
-    path = {}
+    # What is one of several stays what the datum's is.
+    path = {
+        name: found[name].mean.argmax(-1).repeat_interleave(_STEPS) for name in latents.components
+    }
     for name, end in ends.items():
         start = sample(pair.model, rows, site=name)
         t = torch.linspace(0, 1, _STEPS).to(end).reshape(1, -1, *[1] * (end.dim() - 1))
@@ -252,6 +262,37 @@ def _samples_by_cluster(pair: Fitted, prepared: Prepared, latents: Latents) -> P
         image_shape=test.image_shape,
         sizes=found.sum(0).cpu(),
         data=test.x,
+    )
+
+
+def _classes(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture | None:
+    counts, names = classes.counts(pair, prepared), prepared.parts.test.label_names
+    if counts is None:
+        return None
+    rows = names or [str(place) for place in range(len(counts))]
+    return plots.confusion(
+        counts,
+        label_names=names,
+        row_names=rows,
+        rows="told",
+        title="What held-out data are told for, against their labels",
+    )
+
+
+def _samples_by_class(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture | None:
+    model: Any = pair.model
+    test, size = prepared.parts.test, prepared.num_classes
+    if test.image_shape is None or size is None:
+        return None
+    code = model.code.features(sample(pair.model, _COLUMNS, site=model.code.site))
+    made = model.decode(code, torch.arange(size, device=code.device).unsqueeze(-1)).mean
+    names = test.label_names or [str(place) for place in range(size)]
+    return plots.samples_by_cluster(
+        prepared.shown(made),
+        image_shape=test.image_shape,
+        names=names,
+        data=test.x,
+        title="Means of p(x | code, class): a column has one code from the prior",
     )
 
 

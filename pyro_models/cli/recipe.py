@@ -15,13 +15,15 @@ all else                  standardised                                 Normal, l
 ========================= ============================================ ==================
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_models import baselines
+from pyro_models import baselines, data
 from pyro_models.baselines import Baseline
 from pyro_models.cli import catalogue
 from pyro_models.cli.catalogue import Source
@@ -35,6 +37,7 @@ from pyro_models.data import (
     StaticBinarization,
     Stochastic,
 )
+from pyro_models.errors import DataError
 from pyro_models.likelihoods import Bernoulli, LearnedScale, Likelihood, Normal
 
 MOST_LEVELS = 65536
@@ -54,6 +57,8 @@ class Prepared:
     """What log p(x) is of, for the table."""
     seed: int
     """Of the draws that a random transform makes for evaluation."""
+    known: Int[Tensor, " n"] | None = None
+    """Labels of the training part for a pair that learns from them, -1 where hidden or unknown."""
 
     @property
     def binary(self) -> bool:
@@ -88,6 +93,32 @@ class Prepared:
                 scale = scale * step.scale.flatten()
         return scale
 
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the labels; None where no pair sees them."""
+        if self.known is None:
+            return None
+        parts = (self.parts.train, self.parts.validation, self.parts.test)
+        return 1 + max(int(part.labels.max()) for part in parts if part.labels is not None)
+
+    def made_for(self) -> Any:
+        """What a pair is made for: the training part as the model sees it, with known labels."""
+        x = self.seen(self.parts.train)
+        return x if self.known is None else (x, self.known)
+
+    def training(self) -> tuple[Any, Any, Callable[..., Any] | None]:
+        """Training and held-out data for a fit, in the data's own units, and their transform.
+
+        The transform does not look at values again: ``seen`` has.
+        """
+        train, held_out = self.parts.train.x, self.parts.validation.x
+        change = None if self.transform is None else self.transform.apply
+        if self.known is None:
+            return train, held_out, change
+        unknown = torch.full((len(held_out),), -1)
+        beside = None if self.transform is None else _BesideLabels(self.transform).apply
+        return (train, self.known), (held_out, unknown), beside
+
     def baselines(self) -> tuple[Baseline, ...]:
         """The models to beat, fitted to the training part and judged on the test part.
 
@@ -105,18 +136,46 @@ class Prepared:
         return tuple(replace(b, name=b.name.replace("pixels", "features")) for b in found)
 
 
-def prepare(source: Source, seed: int) -> Prepared:
+@dataclass(frozen=True)
+class _BesideLabels:
+    """A transform of the first of two tensors."""
+
+    transform: Compose
+
+    def apply(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.transform.apply(x), y
+
+
+def prepare(source: Source, seed: int, labelled: float | None = None) -> Prepared:
     """Read data and decide how a pair sees them.
 
     Args:
         source: Where they are.
         seed: Of the split and of all draws.
+        labelled: Share of the known labels that the pair learns from; None if it sees none.
 
     Raises:
         FileFormatError: If they are missing or damaged.
-        DataError: If there are too few.
+        DataError: If there are too few, or no labels for a pair that needs them.
     """
     parts = catalogue.load(source, seed)
+    prepared = _prepare(parts, source, seed)
+    return prepared if labelled is None else replace(prepared, known=_known(parts, labelled, seed))
+
+
+def _known(parts: Split, labelled: float, seed: int) -> Tensor:
+    labels = parts.train.labels
+    if labels is None:
+        raise DataError(
+            f"the pair learns from labels too, and {parts.train.name!r} has none; name their "
+            "column or array with --labels, with -1 where a label is not known"
+        )
+    if labelled == 1 and bool((labels >= 0).any()):
+        return labels
+    return data.hide_labels(labels, labelled, seed)
+
+
+def _prepare(parts: Split, source: Source, seed: int) -> Prepared:
     if source.name in catalogue.TORCHVISION:
         parts = Split(
             *(

@@ -11,11 +11,19 @@ from torch import Tensor
 
 from pyro_models import clustering
 from pyro_models.baselines import Baseline, Margin
+from pyro_models.cli import classes
 from pyro_models.cli.fitted import Fitted
 from pyro_models.cli.latents import Latents, latents_of, responsibilities
 from pyro_models.cli.recipe import Prepared
 from pyro_models.errors import DataError
-from pyro_models.infer import ELBO, AnalyticKL, EffectiveSampleSizeWarning, Enumerated, Objective
+from pyro_models.infer import (
+    ELBO,
+    AnalyticKL,
+    EffectiveSampleSizeWarning,
+    Enumerated,
+    Objective,
+    Supervised,
+)
 from pyro_models.infer.diagnostics import active_units
 from pyro_models.infer.likelihood import COLLAPSED
 from pyro_models.infer.random_state import isolated
@@ -177,7 +185,7 @@ def _how(estimate: HeldOut, latents: Latents) -> str:
 
 def _used(pair: Fitted, prepared: Prepared, latents: Latents) -> str:
     """How many latent units follow the data, or how many components hold some."""
-    clusters = _clusters(pair, prepared, latents)
+    clusters = classes.accuracy(pair, prepared) or _clusters(pair, prepared, latents)
     if latents.codes:
         units = active_units(pair.guide, prepared.seen(prepared.parts.test).to(pair.device))
         found = {name: units.variances[name] > units.threshold for name in latents.codes}
@@ -216,6 +224,8 @@ def _closed_form(pair: Fitted, prepared: Prepared) -> tuple[Baseline, ...]:
 def _elbo(pair: Fitted, x: Tensor, num_data: int) -> float:
     """The bound over all of ``x``, in nats per datum."""
     given, over = pair.objective, tuple[str, ...]()
+    if isinstance(given, Supervised):
+        given = given.objective
     if isinstance(given, Enumerated):
         over, given = given.over, given.objective
     # An exact posterior's bound is log p(x) at every draw, unless a KL in closed form spoils that.

@@ -45,6 +45,7 @@ class Request:
     batch_size: int | None = None
     latent_dim: int | None = None
     num_components: int | None = None
+    labelled: float | None = None
     device: str | None = None
     seed: int | None = None
 
@@ -52,6 +53,8 @@ class Request:
         for name in ("epochs", "batch_size", "latent_dim", "num_components"):
             at_least(_flag(name), getattr(self, name), 1)
         at_least("--seed", self.seed, 0)
+        if self.labelled is not None and not 0 < self.labelled <= 1:
+            raise OptionError(f"--labelled {self.labelled}: give a share above 0, at most 1")
         if self.device is not None:
             check_device(self.device)
 
@@ -78,6 +81,20 @@ class Request:
         """The seed, given or not."""
         return SEED if self.seed is None else self.seed
 
+    @property
+    def chosen_share(self) -> float | None:
+        """The share of known labels that the pair learns from; None for one that sees none.
+
+        Raises:
+            OptionError: If one was given for a pair that sees none, or there is no such pair.
+        """
+        pair = self.pair or PAIR
+        if not defaults.of(pair).labels:
+            if self.labelled is not None:
+                raise OptionError(f"the pair {pair!r} sees no labels; leave out --labelled")
+            return None
+        return self.labelled or (defaults.LABELLED if not self.source.is_file else 1.0)
+
     def config(self, source: Source, prepared: Prepared) -> Config:
         """A new run: what was given, and defaults that suit the data.
 
@@ -99,6 +116,7 @@ class Request:
             every=1,
             seed=self.chosen_seed,
             device=self.device or DEVICE,
+            labelled=self.chosen_share,
             **chosen,
         )
         epochs = self.epochs

@@ -54,6 +54,8 @@ class Config:
     """Where the fit runs."""
     num_components: int | None = None
     """K of a mixture; None for a pair that does not ask."""
+    labelled: float | None = None
+    """Share of the known labels that the pair learns from; None for a pair that sees none."""
 
     def as_json(self) -> dict[str, Any]:
         """The record as JSON has it."""

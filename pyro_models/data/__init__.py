@@ -23,7 +23,7 @@ from pyro_models.data.embedded import breast_cancer, digits, iris, wine
 from pyro_models.data.files import load
 from pyro_models.data.images import EMNISTSplit, emnist, fashion_mnist, kmnist, mnist
 from pyro_models.data.record import Data, from_array
-from pyro_models.data.splits import Holdout, Split, holdout, split
+from pyro_models.data.splits import Holdout, Split, hide_labels, holdout, split
 from pyro_models.data.transforms import Compose, DensityTransform, Transform
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "emnist",
     "fashion_mnist",
     "from_array",
+    "hide_labels",
     "holdout",
     "iris",
     "kmnist",

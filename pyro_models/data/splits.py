@@ -93,6 +93,50 @@ def holdout(
     return Holdout(train, second)
 
 
+def hide_labels(
+    labels: Int[Tensor, " num_data"], keep: float | int = 0.1, seed: int = 0
+) -> Int[Tensor, " num_data"]:
+    """Labels of which few are left, each class with the same number to within one; else -1.
+
+    What a semi-supervised pair learns from: ``(x, hide_labels(labels))``.
+
+    Args:
+        labels: Whole numbers from 0; -1 is hidden already.
+        keep: Share of the known labels as a ``float`` in (0, 1), or number of labels as an
+            ``int``. Each class keeps at least one.
+        seed: Decides who keeps its label; torch's own generator is not touched.
+
+    Returns:
+        The labels ``(N,)``, -1 where hidden.
+
+    Raises:
+        OptionError: If ``keep`` is no share and no number.
+        DataError: If no label is known, or fewer are than ``keep``.
+
+    Example:
+        >>> y = hide_labels(torch.tensor([0, 0, 0, 1, 1, 1]), keep=2)
+        >>> sorted(y.tolist())
+        [-1, -1, -1, -1, 0, 1]
+    """
+    is_known = labels.cpu() >= 0
+    total = int(is_known.sum())
+    if total == 0:
+        raise DataError("no label is known, so that none can be kept; give labels from 0 up")
+    classes, number = labels.cpu().unique(return_inverse=True)
+    count = max(int((classes >= 0).sum()), _count("keep", keep, total))
+    if count > total:
+        raise DataError(f"keep={keep} of {total} labels that are known; keep fewer")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    place = torch.empty(len(labels), dtype=torch.int64)  # of a datum within its class
+    for value in range(len(classes)):
+        own = order[number[order] == value]
+        place[own] = torch.arange(len(own))
+    # Class by class in turn, until there are enough.
+    turn = (place * len(classes) + number).masked_fill(~is_known, len(labels) * len(classes))
+    kept = torch.argsort(turn, stable=True)[:count].to(labels.device)
+    return torch.full_like(labels, -1).index_copy(0, kept, labels[kept])
+
+
 def _cut(data: Data, sizes: dict[str, float | int], seed: int, stratify: bool) -> list[Data]:
     """The parts of a set: what is left over first, then one for each size."""
     total = len(data)

@@ -20,6 +20,8 @@ def confusion(
     assigned: Int[Tensor, "_"] | None = None,
     *,
     label_names: Sequence[str] | None = None,
+    row_names: Sequence[str] | None = None,
+    rows: str = "cluster",
     title: str = "Clusters against labels",
 ) -> Picture:
     """Draw how many data of each label are in each cluster.
@@ -31,10 +33,12 @@ def confusion(
         counts: Data by cluster and label, ``(K, C)``; ``clustering.report`` gives them.
         assigned: Label of each cluster, -1 for none; without it, rows stay in their order.
         label_names: Names of the labels 0, 1, ...
+        row_names: Names of the rows; 1, 2, ... if not given.
+        rows: What a row is.
         title: Above the picture.
 
     Raises:
-        DataError: If there are no counts, or ``assigned`` does not go with them.
+        DataError: If there are no counts, or ``assigned`` or ``row_names`` do not go with them.
 
     Example:
         >>> import torch
@@ -53,6 +57,9 @@ def confusion(
                 "or -1"
             )
         order = np.lexsort((-found.sum(1), np.where(labels < 0, classes, labels)))
+    own = [str(k + 1) for k in range(clusters)] if row_names is None else list(row_names)
+    if len(own) != clusters:
+        raise DataError(f"{len(own)} row_names for {clusters} rows; give each its name")
     sheet = found[order]
     size = (2.2 + 0.42 * min(classes, 24), 1.6 + 0.34 * min(clusters, 30))
     picture, axes = one_panel(title, size)
@@ -64,9 +71,9 @@ def confusion(
     ]
     long = max(map(len, names)) > 3
     axes.set_xticks(range(classes), names, rotation=90 if long else 0)
-    axes.set_yticks(range(clusters), [str(k + 1) for k in order])
+    axes.set_yticks(range(clusters), [own[k] for k in order])
     axes.set_xlabel("label")
-    axes.set_ylabel("cluster")
+    axes.set_ylabel(rows)
     if max(sheet.shape) <= _MAX_NUMBERED:
         for row, column in np.argwhere(sheet > 0):
             dark = sheet[row, column] > 0.6 * sheet.max()
@@ -91,6 +98,8 @@ def samples_by_cluster(
     image_shape: Sequence[int],
     sizes: Float[Tensor, "_"] | None = None,
     data: Float[Tensor, "n data_dim"] | None = None,
+    names: Sequence[str] | None = None,
+    title: str = "Means of p(x | z), z from each cluster",
 ) -> Picture:
     """Draw what the model makes in each cluster, a row of images each.
 
@@ -100,6 +109,8 @@ def samples_by_cluster(
         image_shape: ``(height, width)`` or ``(channels, height, width)``.
         sizes: Expected number of data in each cluster, written beside its row.
         data: Data whose range is drawn from black to white; by default that of ``means``.
+        names: Names of the rows; 1, 2, ... if not given.
+        title: Above the picture.
 
     Raises:
         DataError: If there is nothing to draw, or it does not fit ``image_shape``.
@@ -113,16 +124,18 @@ def samples_by_cluster(
     """
     rows = table(means.reshape(-1, means.shape[-1]), "means")
     clusters, count = means.shape[:2]
-    names = [str(k + 1) for k in range(clusters)]
+    own = [str(k + 1) for k in range(clusters)] if names is None else list(names)
+    if len(own) != clusters:
+        raise DataError(f"{len(own)} names for {clusters} rows; give each its name")
     if sizes is not None:
         if sizes.shape != (clusters,):
             raise DataError(f"sizes have shape {tuple(sizes.shape)}; give one a cluster")
-        names = [f"{name} ({float(size):.0f})" for name, size in zip(names, sizes, strict=True)]
+        own = [f"{name} ({float(size):.0f})" for name, size in zip(own, sizes, strict=True)]
     limits = rows if data is None else table(data, "data")
     return images.grid(
         rows.reshape(clusters, count, -1),
         limits,
         image_shape,
-        names,
-        "Means of p(x | z), z from each cluster" + ("" if sizes is None else " (its data)"),
+        own,
+        title + ("" if sizes is None else " (its data)"),
     )
