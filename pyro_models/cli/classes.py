@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_models import pairs
 from pyro_models.cli.fitted import Fitted
+from pyro_models.cli.latents import Latents
 from pyro_models.cli.recipe import Prepared
 from pyro_models.data import Standardization
 
@@ -23,12 +24,13 @@ _BESIDE: dict[str, Callable[[], Any]] = {
 }
 
 
-def accuracy(pair: Fitted, prepared: Prepared) -> str:
-    """How many held-out data are told right, in words; empty for a pair that sees no labels.
+def accuracy(pair: Fitted, prepared: Prepared, latents: Latents) -> str:
+    """How many held-out data are told right, in words; empty where none of them has a label.
 
     Args:
         pair: The pair.
         prepared: The data.
+        latents: Its latents.
     """
     labels = prepared.parts.test.labels
     if prepared.known is None or labels is None or not bool((labels >= 0).any()):

@@ -98,7 +98,7 @@ def draw(pair: Fitted, prepared: Prepared) -> Iterator[tuple[str, Picture]]:
         makers["loadings"] = _loadings
     if isinstance(pair.model, ShowsVariance):
         makers["scree"] = _scree
-    if isinstance(pair.model, BreaksSticks) and "v" in latents.codes:
+    if _pieces(pair.model) is not None and "v" in latents.codes:
         makers["sticks"] = _sticks
     for name, make in makers.items():
         with isolated(pair.device, prepared.seed), torch.no_grad():
@@ -138,6 +138,16 @@ class BreaksSticks(Protocol):
     truncation: int
 
     def weights(self, v: Tensor) -> Tensor:
+        """The pieces of sticks broken at these fractions."""
+
+
+@runtime_checkable
+class StickOfPieces(Protocol):
+    """A code of that kind, of a model that has its code beside something else."""
+
+    truncation: int
+
+    def features(self, latent: Tensor) -> Tensor:
         """The pieces of sticks broken at these fractions."""
 
 
@@ -354,11 +364,19 @@ def _scree(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
 
 def _sticks(pair: Fitted, prepared: Prepared, latents: Latents) -> Picture:
     """Held-out data's mean pieces, at draws of the posterior: pieces are products of fractions."""
-    model: Any = pair.model
+    pieces: Any = _pieces(pair.model)
     test = prepared.parts.test
     trace = poutine.trace(pair.guide).get_trace(_placed(pair, prepared, test))
-    weights = model.weights(trace.nodes["v"]["value"])
+    weights = pieces(trace.nodes["v"]["value"])
     return plots.sticks(weights, test.labels, label_names=test.label_names)
+
+
+def _pieces(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """From fractions to pieces, in a model that breaks sticks."""
+    if isinstance(model, BreaksSticks):
+        return model.weights
+    code = getattr(model, "code", None)
+    return code.features if isinstance(code, StickOfPieces) else None
 
 
 def _decoded(pair: Fitted, latents: dict[str, Tensor], count: int) -> Tensor:

@@ -185,7 +185,8 @@ def _how(estimate: HeldOut, latents: Latents) -> str:
 
 def _used(pair: Fitted, prepared: Prepared, latents: Latents) -> str:
     """How many latent units follow the data, or how many components hold some."""
-    clusters = classes.accuracy(pair, prepared) or _clusters(pair, prepared, latents)
+    told = _clusters if prepared.known is None else classes.accuracy
+    clusters = told(pair, prepared, latents)
     if latents.codes:
         units = active_units(pair.guide, prepared.seen(prepared.parts.test).to(pair.device))
         found = {name: units.variances[name] > units.threshold for name in latents.codes}

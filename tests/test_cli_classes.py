@@ -1,0 +1,179 @@
+"""Pairs that learn from few labels under the command: whose labels they see, what is told of it."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from pyro_models import pairs
+from pyro_models.cli import catalogue, classes, defaults, fitted
+from pyro_models.cli.recipe import prepare
+from pyro_models.cli.runs import RunFolder
+from pyro_models.pairs import classify
+from tests.test_cli import Called, call, final_tensors, without_time
+from tests.test_cli_exact import ALWAYS, CODES, files
+
+PICTURES = {"classes.png", "samples_by_class.png"}
+
+
+def fit(pair: str, out: Path, *arguments: object) -> Called:
+    return call("fit", pair, "--out", out, "--quiet", *arguments)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Called]:
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    return folder, fit("semi_supervised_vae", folder, "--epochs", 2)
+
+
+@pytest.fixture(scope="module")
+def flowers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Called]:
+    folder = tmp_path_factory.mktemp("runs") / "flowers"
+    options = ("--data", "iris", "--labelled", 0.2, "--epochs", 30)
+    return folder, fit("semi_supervised_stick_breaking_vae", folder, *options)
+
+
+def test_a_fit_leaves_every_file(digits, flowers):
+    for (folder, called), pictures in (
+        (digits, PICTURES),
+        (flowers, {"classes.png", "sticks.png"}),
+    ):
+        assert called.status == 0, called.err
+        assert files(folder) == ALWAYS | CODES | pictures
+
+
+def test_a_tenth_of_the_labels_is_seen_as_many_of_each_class(digits):
+    folder, called = digits
+    config = RunFolder(folder).config()
+    assert config.labelled == 0.1
+    prepared = prepare(config.source, config.seed, config.labelled)
+    known = prepared.known
+    assert known is not None
+    train = prepared.parts.train
+    assert torch.equal(known[known >= 0], train.labels[known >= 0])
+    assert known[known >= 0].bincount().tolist() == [15, 15, 15, 15, 14, 14, 14, 14, 14, 14]
+    assert "by 144 labels" in called.out
+
+
+def test_what_is_told_right_is_counted_on_the_held_out_data(flowers):
+    folder, called = flowers
+    config = RunFolder(folder).config()
+    prepared = prepare(config.source, config.seed, config.labelled)
+    pair = fitted.read(RunFolder(folder), config, prepared, torch.device("cpu"))
+    test = prepared.parts.test
+    told = classify(pair.guide, prepared.seen(test)).argmax(-1)
+    right = float((told == test.labels).double().mean())
+    assert right > 0.6  # of three classes
+    said = re.search(r"classes right (\S+)% by 24 labels \(nearest neighbour (\S+)%", called.out)
+    assert said is not None, called.out
+    assert float(said[1]) == pytest.approx(100 * right, abs=0.051)
+    counts = classes.counts(pair, prepared)
+    for guess in range(3):
+        for label in range(3):
+            assert counts[guess, label] == ((told == guess) & (test.labels == label)).sum()
+    # The simple ones see the same few labels, and scaled columns.
+    known, x = prepared.known, prepared.parts.train.x
+    scale = lambda part: (part - x.mean(0)) / x.std(0)  # noqa: E731
+    nearest = KNeighborsClassifier(1).fit(scale(x)[known >= 0], known[known >= 0])
+    share = (nearest.predict(scale(test.x)) == test.labels.numpy()).mean()
+    assert float(said[2]) == pytest.approx(100 * share, abs=0.051)
+
+
+def test_evaluate_sample_and_resume_find_the_fit(flowers, tmp_path):
+    folder, called = flowers
+    again = call("evaluate", folder)
+    assert without_time(again.out) == without_time(called.out)
+    assert call("sample", folder, "--n", 5, "--out", tmp_path / "x.npy").status == 0
+    assert np.load(tmp_path / "x.npy").shape == (5, 4)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    more = call("fit", "--resume", copy, "--epochs", 32, "--quiet")
+    assert more.status == 0, more.err
+    history = json.loads((copy / "history.json").read_text())
+    assert len(history) == 32
+    whole = tmp_path / "whole"
+    options = ("--data", "iris", "--labelled", 0.2, "--epochs", 30)
+    assert fit("semi_supervised_stick_breaking_vae", whole, *options).status == 0
+    assert final_tensors(whole) == final_tensors(folder)
+
+
+def test_a_file_says_itself_which_labels_are_known(tmp_path):
+    generator = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    x = generator.normal(size=(60, 3)) + 4.0 * y[:, None]
+    y = np.where(generator.random(60) < 0.5, y, -1)
+    np.savez(tmp_path / "few.npz", x=x, y=y)
+    called = fit(
+        "semi_supervised_vae",
+        tmp_path / "run",
+        *("--data", tmp_path / "few.npz", "--key", "x", "--labels", "y", "--epochs", 5),
+    )
+    assert called.status == 0, called.err
+    config = RunFolder(tmp_path / "run").config()
+    assert config.labelled == 1.0
+    prepared = prepare(config.source, config.seed, config.labelled)
+    assert prepared.num_classes == 2
+    assert torch.equal(prepared.known, prepared.parts.train.labels)
+    assert f"by {int((prepared.known >= 0).sum())} labels" in called.out
+
+
+def test_where_no_held_out_label_is_known_nothing_is_said_of_classes(tmp_path):
+    generator = np.random.default_rng(0)
+    y = np.full(60, -1)
+    y[generator.choice(60, 6, replace=False)] = np.arange(6) % 2
+    parts = [prepare_labels(tmp_path, y, seed) for seed in range(20)]
+    seed = next(s for s, labels in enumerate(parts) if labels.max() < 0)
+    called = fit(
+        "semi_supervised_vae",
+        tmp_path / "run",
+        *("--data", tmp_path / "few.npz", "--key", "x", "--labels", "y"),
+        *("--epochs", 1, "--seed", seed),
+    )
+    assert called.status == 0, called.err
+    assert "classes right" not in called.out
+    assert "classes.png" not in files(tmp_path / "run")
+
+
+def prepare_labels(folder: Path, y: np.ndarray, seed: int) -> torch.Tensor:
+    """Labels of the test part of such a file."""
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    np.savez(folder / "few.npz", x=x, y=y)
+    source = catalogue.Source(str(folder / "few.npz"), key="x", labels="y")
+    labels = prepare(source, seed, 1.0).parts.test.labels
+    assert labels is not None
+    return labels
+
+
+WRONG = [
+    (("vae", "--labelled", "0.5"), "the pair 'vae' sees no labels; leave out --labelled"),
+    (("semi_supervised_vae", "--labelled", "0"), "--labelled 0.0: give a share above 0"),
+    (("semi_supervised_vae", "--labelled", "2"), "--labelled 2.0: give a share above 0"),
+    (("semi_supervised_vae", "--data", "plain.npy"), "has none; name their column"),
+    (("semi_supervised_vae", "--data", "none.npz", "--key", "x", "--labels", "y"), "no label is"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG)
+def test_what_is_wrong_is_one_line_and_nothing_is_written(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).normal(size=(50, 3))
+    np.save("plain.npy", x)
+    np.savez("none.npz", x=x, y=np.full(50, -1))
+    before = files(tmp_path)
+    called = call("fit", *arguments)
+    assert called.status == 2
+    assert called.err.startswith("error: ")
+    assert called.err.count("\n") == 1
+    assert said in called.err
+    assert files(tmp_path) == before
+
+
+def test_every_pair_but_regression_has_a_default_on_embedded_data():
+
+    for name in set(pairs.names()) - {"regression"}:
+        assert defaults.of(name).data in catalogue.EMBEDDED
