@@ -433,7 +433,10 @@ def test_samples_and_active_units_count_bits() -> None:
     assert units.count >= 2
 
 
-@pytest.mark.parametrize("options", [(), ("--data", "bits.npy", "--latent-dim", "3")])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param((), marks=pytest.mark.slow), ("--data", "bits.npy", "--latent-dim", "3")],
+)
 def test_the_command_fits_it(
     options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -366,6 +366,7 @@ def test_ctrl_c_keeps_the_fit_so_far(tmp_path):
     assert call("evaluate", folder).status == 0
 
 
+@pytest.mark.slow
 def test_a_killed_fit_resumed_ends_as_if_nothing_had_happened(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = start(killed, epochs=150)

@@ -246,6 +246,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Called]:
     return folder, fit("dirichlet_process_mixture", folder, "--num-components", 6)
 
 
+@pytest.mark.slow
 def test_a_posterior_over_parameters_is_fitted_in_closed_form_too(process):
     folder, called = process
     assert called.status == 0, called.err

@@ -156,6 +156,7 @@ def small() -> tuple[DirichletProcessMixture, Tensor]:
     return DirichletProcessMixture(3, 1, concentration=1.0, prior=prior), x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [BetaFactor(), KumaraswamyFactor(), NormalFactor()])
 def test_by_gradients_it_gets_a_better_bound_than_in_closed_form(factor: Any) -> None:
     model, x = small()

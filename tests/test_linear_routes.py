@@ -50,7 +50,11 @@ def test_the_closed_form_is_the_optimum_of_em(kind_and_best: tuple[str, float]) 
 
 
 @pytest.mark.parametrize(
-    "route", ["exact guide", "linear guide", pytest.param("network", marks=pytest.mark.slow)]
+    "route",
+    [
+        "exact guide",
+        *(pytest.param(r, marks=pytest.mark.slow) for r in ("linear guide", "network")),
+    ],
 )
 def test_svi_reaches_it(kind_and_best: tuple[str, float], route: str) -> None:
     kind, best = kind_and_best

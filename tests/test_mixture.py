@@ -155,7 +155,7 @@ class TestInPyro:
         assert scaled == pytest.approx(10 * exact.item(), rel=1e-4)
 
     @pytest.mark.parametrize("covariance", [Full(), Spherical()])
-    @pytest.mark.parametrize("dim", [2, 6])
+    @pytest.mark.parametrize("dim", [2, pytest.param(6, marks=pytest.mark.slow)])
     def test_it_compiles(self, covariance: Covariance, dim: int) -> None:
         x = blobs(30, dim)
         model = fitted(covariance, x, 1)

@@ -78,7 +78,10 @@ ROUTES: dict[str, Route] = {
 }
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    "route",
+    [pytest.param(r, marks=[pytest.mark.slow] if "amortized" in r else []) for r in ROUTES],
+)
 def test_svi_reaches_the_optimum_of_em(route: str, best: float) -> None:
     make_guide, objective, epochs = ROUTES[route]
     x = data()

@@ -230,6 +230,7 @@ def coin(x: Tensor | None = None) -> Tensor:
 FLIPS = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [BetaFactor(), KumaraswamyFactor(), NormalFactor()])
 def test_each_family_finds_the_posterior_of_a_coin(factor: Any) -> None:
     guide = MeanField(coin, factors={"v": factor})
@@ -372,7 +373,10 @@ def test_options_and_values_that_cannot_work_are_refused() -> None:
         guide.initialize({"w": torch.tensor([1.0, math.nan, 0.0])})
 
 
-@pytest.mark.parametrize("make", [MeanField, FullRank, Point])
+@pytest.mark.parametrize(
+    "make",
+    [*(pytest.param(make, marks=pytest.mark.slow) for make in (MeanField, FullRank)), Point],
+)
 def test_compiled_steps_follow_the_program(make: Any) -> None:
     guide = make(coin)
     step = Step(coin, guide, ELBO(num_particles=2), adam)

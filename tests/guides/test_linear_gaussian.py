@@ -60,6 +60,7 @@ def test_a_matched_diagonal_is_the_best_product_of_normals() -> None:
         assert divergence(other, model, x) > best
 
 
+@pytest.mark.slow
 def test_trained_by_svi_it_comes_to_the_exact_posterior() -> None:
     model, x = trained()
     for parameter in model.parameters():

@@ -1043,6 +1043,7 @@ class TestCompiled:
             by_hand(x)
         torch.testing.assert_close(values(ours), values(by_hand), rtol=2e-4, atol=2e-4)
 
+    @pytest.mark.slow
     @inductor.patch(fallback_random=True)
     def test_everything_at_once(self) -> None:
         """Particles, a minibatch, masks, chains, inner plates and latents of the guide."""

@@ -44,7 +44,7 @@ def resume(directory: Path, how: str) -> None:
     assert process.returncode == 0, output
 
 
-@pytest.mark.parametrize("how", ["eager", "compiled"])
+@pytest.mark.parametrize("how", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_killed_at_a_random_step(tmp_path: Path, how: str) -> None:
     step = random.Random(f"{how} 1").randrange(2, resume_worker.STEPS)
     process = worker(tmp_path, "die", how, str(step))

@@ -223,6 +223,7 @@ class TestCodeThenComponent:
         torch.testing.assert_close(ours[1].slope, stock[1].slope)
         assert (ours[0].loc - Last().loc).abs().min() > 0.01
 
+    @pytest.mark.slow
     @inductor.patch(fallback_random=True)
     def test_the_compiled_step_follows_the_eager_one(self) -> None:
         for model, guide, summed in ((Last, LastGuide, "component"), (First, FirstGuide, "y")):
@@ -436,6 +437,7 @@ def test_the_repr_names_the_latents() -> None:
     assert repr(ELBO(summed=("k",))).endswith("kl=AnalyticKL(), summed=('k',))")
 
 
+@pytest.mark.slow
 def test_a_latent_drawn_instead_has_the_same_bound() -> None:
     """Stock Trace_ELBO draws the label; its mean over draws is the sum."""
     model, guide = Chain(), ChainGuide()

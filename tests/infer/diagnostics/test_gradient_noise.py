@@ -228,6 +228,7 @@ def slope(counts: list[int], ratios: list[float], draws: int) -> tuple[float, fl
     return float(found), float(spread**-0.5)
 
 
+@pytest.mark.slow
 class TestTighterBounds:
     """Rainforth et al. 2018 and Tucker et al. 2018, on a linear normal model and encoder."""
 
