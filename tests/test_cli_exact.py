@@ -266,6 +266,7 @@ def test_a_posterior_over_parameters_is_fitted_in_closed_form_too(process):
     assert call("evaluate", folder).out == called.out
 
 
+@pytest.mark.slow
 def test_new_data_come_from_the_posterior_over_parameters(process, tmp_path):
     path = tmp_path / "x.npy"
     assert call("sample", process[0], "--n", 2000, "--out", path).status == 0
