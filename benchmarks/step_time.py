@@ -127,6 +127,17 @@ PAIRS = {
         "stock Pyro, `TraceEnum_ELBO`",
         table=1,
     ),
+    "semi_supervised_stick_breaking_vae": Pair(
+        "the same with 50 sticks, Kumaraswamy, 784-500",
+        partial(
+            semi_supervised.semi_supervised_problem,
+            hidden=(500,),
+            code=semi_supervised.StickCode(),
+        ),
+        semi_supervised.contenders,
+        "stock Pyro, `TraceEnum_ELBO`",
+        table=1,
+    ),
 }
 
 

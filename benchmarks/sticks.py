@@ -5,8 +5,9 @@
 
 ``latents``: both pairs with the same networks (one layer of 500 ReLU), 50 latents, Adam and epochs,
 as in Nalisnick and Smyth (2017). Error of the k nearest neighbours among training latents: of the
-Gaussian, the posterior mean of z; of sticks, the posterior means of v and of the pieces pi
-(fractions are independent given x, so that pi at the mean of v is its mean). In the first fifth of
+Gaussian, z; of sticks, the fractions v and the pieces pi; once at posterior means (fractions are
+independent given x, so that pi at the mean of v is its mean), once at one draw for each datum, in
+which dimensions that are not in use are noise. In the first fifth of
 the steps the weight of the divergence rises to 1, for both (--warm-up 0 has none). Networks are
 trained on pixels binarised anew in each step, and see grey ones for latents; log p(x) is of the
 test set binarised once. Fashion-MNIST is split officially, a third of the digits is held out.
@@ -93,11 +94,16 @@ def train(pair: pairs.Pair, x: Tensor, args: argparse.Namespace, **options: Any)
 
 @torch.no_grad()
 def codes(kind: str, pair: pairs.Pair, x: Tensor) -> dict[str, np.ndarray]:
-    """Posterior means that the nearest neighbours are looked for among, by name."""
-    mean = torch.cat([pair.guide.posterior(part).mean for part in x.split(5000)])
+    """What the nearest neighbours are looked for among, by name."""
+    posteriors = [pair.guide.posterior(part) for part in x.split(5000)]
+    found = {
+        "mean": torch.cat([posterior.mean for posterior in posteriors]),
+        "draw": torch.cat([posterior.sample() for posterior in posteriors]),
+    }
     if kind == "gaussian":
-        return {"gaussian, z": mean.numpy()}
-    return {"sticks, pi": pair.model.weights(mean).numpy(), "sticks, v": mean.numpy()}
+        return {f"gaussian, {how} of z": z.numpy() for how, z in found.items()}
+    pieces = {f"sticks, {how} of pi": pair.model.weights(v).numpy() for how, v in found.items()}
+    return pieces | {f"sticks, {how} of v": v.numpy() for how, v in found.items()}
 
 
 def latents(name: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from tests.test_data_images import idx, write
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="no benchmarks beside the tests")
 TINY = ("--hidden", 8, "--threads", 1, "--eager")
 
+CODES = [("sticks", "pi"), ("sticks", "v"), ("gaussian", "z")]
+
 
 @pytest.fixture
 def scores(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -68,7 +70,8 @@ def test_sticks_runs_on_made_data_and_goes_on(tmp_path: Path) -> None:
     script("sticks.py", *latents, "--num-samples", 10, *options)
     result = json.loads((tmp_path / "sticks-cpu.json").read_text())
     for entry in result["latents"].values():
-        assert set(entry["neighbour_error"]) == {"pixels", "sticks, pi", "sticks, v", "gaussian, z"}
+        names = {f"{code}, {how} of {site}" for code, site in CODES for how in ("mean", "draw")}
+        assert set(entry["neighbour_error"]) == {"pixels", *names}
         assert all(math.isfinite(run["nll"]) for run in entry["runs"].values())
     # Light and dark are told apart by pixels without an error.
     assert result["latents"]["fashion"]["neighbour_error"]["pixels"]["3"] == 0

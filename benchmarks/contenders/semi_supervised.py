@@ -1,4 +1,4 @@
-"""M2, a VAE with a class of which half is known, by everyone."""
+"""A VAE with a class of which half is known, by everyone: M2, and the same with sticks."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contenders import hand_written, ours, stock_pyro
+from contenders import hand_written, ours, sticks, stock_pyro
 from contenders.problems import Layer, layers, network, pictures, to_device
 from pyro_models import pairs
 from pyro_models.infer import ELBO, Supervised
@@ -22,17 +22,79 @@ Batch = tuple[Tensor, Tensor]
 """Data and labels, -1 where a label is not known."""
 
 
+class NormalCode:
+    """z of M2: standard normal, its posterior a location and the softplus of a raw scale."""
+
+    site, activation = "z", nn.Tanh
+
+    def outputs(self, latent_dim: int) -> int:
+        """Numbers that the encoder gives."""
+        return 2 * latent_dim
+
+    def prior(self, like: Tensor, latent_dim: int) -> dist.Distribution:
+        """Of one datum."""
+        return dist.Normal(like.new_zeros(latent_dim), like.new_ones(latent_dim)).to_event(1)
+
+    def posterior(self, outputs: Tensor) -> dist.Distribution:
+        """As Pyro's tutorials have it."""
+        loc, raw = outputs.chunk(2, -1)
+        return dist.Normal(loc, F.softplus(raw)).to_event(1)
+
+    def features(self, value: Tensor) -> Tensor:
+        """What the decoder sees."""
+        return value
+
+    def draw(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """A draw by hand, and each datum's KL divergence, here in closed form."""
+        loc, raw = outputs.chunk(2, -1)
+        scale = F.softplus(raw)
+        divergence = (0.5 * (loc.square() + scale.square() - 1) - scale.log()).sum(-1)
+        return loc + scale * torch.randn_like(loc), divergence
+
+
+class StickCode:
+    """Fractions v of Nalisnick and Smyth, as in ``contenders.sticks``."""
+
+    site, activation, concentration = "v", nn.ReLU, 5.0
+
+    def outputs(self, latent_dim: int) -> int:
+        """Numbers that the encoder gives, for sticks of so many pieces."""
+        return 2 * (latent_dim - 1)
+
+    def prior(self, like: Tensor, latent_dim: int) -> dist.Distribution:
+        """Of one datum."""
+        one = like.new_ones(latent_dim - 1)
+        return dist.Beta(one, self.concentration * one).to_event(1)
+
+    def posterior(self, outputs: Tensor) -> dist.Distribution:
+        """Stock's Kumaraswamy, clipped."""
+        a, b = (F.softplus(outputs) + sticks.LEAST).chunk(2, -1)
+        return sticks.ClippedKumaraswamy(a, b).to_event(1)
+
+    def features(self, value: Tensor) -> Tensor:
+        """The pieces."""
+        return sticks.broken(value)
+
+    def draw(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """A draw by hand, and log q - log p of it."""
+        a, b = (F.softplus(outputs) + sticks.LEAST).chunk(2, -1)
+        return sticks.draw(a, b, self.concentration)
+
+
 @dataclass(frozen=True)
 class SemiSupervisedProblem:
-    """M2 of Kingma et al. (2014): tanh, Bernoulli likelihood, equal class probabilities, Adam.
+    """Kingma et al. (2014), or Nalisnick and Smyth (2017), of zeros and ones, by Adam.
+
+    The likelihood is Bernoulli, and class probabilities are equal.
 
     Args:
         classifier: Layers from data to logits of the class.
-        encoder: Layers from data and one-hot class to (location, raw scale) of z.
-        decoder: Layers from z and one-hot class to logits of the pixels.
+        encoder: Layers from data and one-hot class to the raw parameters of the code.
+        decoder: Layers from what it sees of the code, and one-hot class, to logits of the pixels.
         batches: Minibatches.
         alpha: Weight of the classifier's log-likelihood, for each labelled datum.
         lr: Learning rate.
+        code: What kind of code.
     """
 
     classifier: tuple[Layer, ...]
@@ -41,6 +103,7 @@ class SemiSupervisedProblem:
     batches: tuple[Batch, ...]
     alpha: float
     lr: float
+    code: NormalCode | StickCode
 
     @property
     def num_classes(self) -> int:
@@ -49,8 +112,8 @@ class SemiSupervisedProblem:
 
     @property
     def latent_dim(self) -> int:
-        """Dimension of z."""
-        return len(self.encoder[-1][1]) // 2
+        """Numbers of the code that the decoder sees."""
+        return self.decoder[0][0].shape[1] - self.num_classes
 
     @property
     def hidden(self) -> tuple[int, ...]:
@@ -69,20 +132,25 @@ def semi_supervised_problem(
     num_batches: int = 50,
     alpha: float = 1.0,
     lr: float = 1e-3,
+    code: NormalCode | StickCode = NormalCode(),  # noqa: B008
 ) -> SemiSupervisedProblem:
     """Random weights, pictures and classes; of every batch the first half is labelled."""
     generator = torch.Generator().manual_seed(0)
     sizes = {
         "classifier": (data_dim, *hidden, num_classes),
-        "encoder": (data_dim + num_classes, *hidden, 2 * latent_dim),
+        "encoder": (data_dim + num_classes, *hidden, code.outputs(latent_dim)),
         "decoder": (latent_dim + num_classes, *reversed(hidden), data_dim),
     }
     networks = {key: to_device(layers(one, generator), device) for key, one in sizes.items()}
+    if isinstance(code, StickCode):  # as in `sticks_problem`
+        *first, (weight, _) = networks["encoder"]
+        last = (0.1 * weight, sticks.start_bias(latent_dim).to(device))
+        networks["encoder"] = (*first, last)
     y = torch.randint(num_classes, (num_batches, batch_size), generator=generator)
     y[:, batch_size // 2 :] = -1
     x = pictures(num_batches, batch_size, data_dim, generator, device)
     batches = tuple(zip(x, y.to(device), strict=True))
-    return SemiSupervisedProblem(batches=batches, alpha=alpha, lr=lr, **networks)
+    return SemiSupervisedProblem(batches=batches, alpha=alpha, lr=lr, code=code, **networks)
 
 
 class Networks(nn.Module):
@@ -90,9 +158,11 @@ class Networks(nn.Module):
 
     def __init__(self, problem: SemiSupervisedProblem):
         super().__init__()
-        self.classifier = network(problem.classifier)
-        self.encoder = network(problem.encoder)
-        self.decoder = network(problem.decoder)
+        activation = problem.code.activation
+        self.classifier = network(problem.classifier, activation)
+        self.encoder = network(problem.encoder, activation)
+        self.decoder = network(problem.decoder, activation)
+        self.code = problem.code
         self.num_classes = problem.num_classes
 
     def join(self, rows: Tensor, y: Tensor) -> Tensor:
@@ -101,12 +171,11 @@ class Networks(nn.Module):
         shape = torch.broadcast_shapes(rows.shape[:-1], one_hot.shape[:-1])
         return torch.cat([rows.expand(*shape, -1), one_hot.expand(*shape, -1)], -1)
 
-    def posterior(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        loc, raw = self.encoder(self.join(x, y)).chunk(2, -1)
-        return loc, F.softplus(raw)
+    def posterior(self, x: Tensor, y: Tensor) -> dist.Distribution:
+        return self.code.posterior(self.encoder(self.join(x, y)))
 
-    def logits(self, z: Tensor, y: Tensor) -> Tensor:
-        return self.decoder(self.join(z, y))
+    def logits(self, value: Tensor, y: Tensor) -> Tensor:
+        return self.decoder(self.join(self.code.features(value), y))
 
 
 Programs = tuple[stock_pyro.Program, stock_pyro.Program]
@@ -114,9 +183,8 @@ Programs = tuple[stock_pyro.Program, stock_pyro.Program]
 
 def programs(problem: SemiSupervisedProblem) -> Programs:
     """All data in one plate, the class by Pyro's ``obs_mask``: the package's program."""
-    net = Networks(problem)
-    zero = torch.zeros(problem.latent_dim, device=problem.batches[0][0].device)
-    even = torch.zeros(problem.num_classes, device=zero.device)
+    net, code = Networks(problem), problem.code
+    even = torch.zeros(problem.num_classes, device=problem.batches[0][0].device)
 
     def model(batch: Batch) -> None:
         pyro.module("networks", net)
@@ -125,7 +193,7 @@ def programs(problem: SemiSupervisedProblem) -> Programs:
         with pyro.plate("data", len(x)):
             fn = dist.Categorical(logits=even)
             y = pyro.sample("y", fn, obs=labels.clamp(min=0), obs_mask=known)
-            z = pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1))
+            z = pyro.sample(code.site, code.prior(x, problem.latent_dim))
             pyro.sample("x", dist.Bernoulli(logits=net.logits(z, y)).to_event(1), obs=x)
             with poutine.mask(mask=known), poutine.scale(scale=problem.alpha):
                 guess = dist.Categorical(logits=net.classifier(x))
@@ -139,23 +207,20 @@ def programs(problem: SemiSupervisedProblem) -> Programs:
             with poutine.mask(mask=~known):
                 guess = dist.Categorical(logits=net.classifier(x))
                 drawn = pyro.sample("y_unobserved", guess, infer={"enumerate": "parallel"})
-            loc, scale = net.posterior(x, torch.where(known, labels, drawn))
-            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+            pyro.sample(code.site, net.posterior(x, torch.where(known, labels, drawn)))
 
     return model, guide
 
 
 def programs_apart(problem: SemiSupervisedProblem) -> Programs:
     """Labelled and unlabelled data each in a plate, so that known classes are not enumerated."""
-    net = Networks(problem)
-    zero = torch.zeros(problem.latent_dim, device=problem.batches[0][0].device)
-    even = torch.zeros(problem.num_classes, device=zero.device)
+    net, code = Networks(problem), problem.code
+    even = torch.zeros(problem.num_classes, device=problem.batches[0][0].device)
 
     def part(name: str, x: Tensor, labels: Tensor | None) -> None:
         with pyro.plate(f"data_{name}", len(x)):
             y = pyro.sample(f"y_{name}", dist.Categorical(logits=even), obs=labels)
-            prior = dist.Normal(zero, torch.ones_like(zero)).to_event(1)
-            z = pyro.sample(f"z_{name}", prior)
+            z = pyro.sample(f"code_{name}", code.prior(x, problem.latent_dim))
             logits = net.logits(z, y)
             pyro.sample(f"x_{name}", dist.Bernoulli(logits=logits).to_event(1), obs=x)
             if labels is not None:
@@ -175,14 +240,12 @@ def programs_apart(problem: SemiSupervisedProblem) -> Programs:
         x, labels = batch
         known = labels >= 0
         with pyro.plate("data_labelled", int(known.sum())):
-            loc, scale = net.posterior(x[known], labels[known])
-            pyro.sample("z_labelled", dist.Normal(loc, scale).to_event(1))
+            pyro.sample("code_labelled", net.posterior(x[known], labels[known]))
         rest = x[~known]
         with pyro.plate("data_unlabelled", len(rest)):
             guess = dist.Categorical(logits=net.classifier(rest))
             y = pyro.sample("y_unlabelled", guess, infer={"enumerate": "parallel"})
-            loc, scale = net.posterior(rest, y)
-            pyro.sample("z_unlabelled", dist.Normal(loc, scale).to_event(1))
+            pyro.sample("code_unlabelled", net.posterior(rest, y))
 
     return model, guide
 
@@ -208,12 +271,10 @@ class SemiSupervisedLoss(nn.Module):
         rows = torch.cat([x_known, x_rest.repeat(classes, 1)])
         each = torch.arange(classes, device=x.device).repeat_interleave(len(x_rest))
         y_rows = torch.cat([y, each])
-        loc, scale = self.net.posterior(rows, y_rows)
-        z = loc + scale * torch.randn_like(loc)
-        logits = self.net.logits(z, y_rows)
+        value, divergence = self.net.code.draw(self.net.encoder(self.net.join(rows, y_rows)))
+        logits = self.net.logits(value, y_rows)
         cost = F.binary_cross_entropy_with_logits(logits, rows, reduction="none").sum(-1)
-        cost = cost + (0.5 * (loc.square() + scale.square() - 1) - scale.log()).sum(-1)
-        cost = cost + math.log(classes)
+        cost = cost + divergence + math.log(classes)
         cost_known, cost_rest = cost.split([len(x_known), len(each)])
         q_rest = log_q_rest.exp()
         expected = q_rest * (cost_rest.view(classes, -1).T + log_q_rest)
@@ -224,14 +285,22 @@ class SemiSupervisedLoss(nn.Module):
 def our_pair(problem: SemiSupervisedProblem) -> ours.Start:
     """The package's pair, with the problem's initial values."""
     x = problem.batches[0][0]
-    pair = pairs.semi_supervised_vae(
-        x.shape[1],
-        num_classes=problem.num_classes,
-        latent_dim=problem.latent_dim,
-        hidden=problem.hidden,
-    )
+    sizes = {"num_classes": problem.num_classes, "hidden": problem.hidden}
+    encoder = problem.encoder
+    if isinstance(problem.code, StickCode):
+        pair = pairs.semi_supervised_stick_breaking_vae(
+            x.shape[1],
+            truncation=problem.latent_dim,
+            concentration=problem.code.concentration,
+            **sizes,
+        )
+        # The package's family adds the bias of the start itself.
+        weight, bias = encoder[-1]
+        encoder = (*encoder[:-1], (weight, bias - sticks.start_bias(problem.latent_dim).to(bias)))
+    else:
+        pair = pairs.semi_supervised_vae(x.shape[1], latent_dim=problem.latent_dim, **sizes)
     ours.set_layers(pair.guide.classifier, problem.classifier)
-    ours.set_layers(pair.guide.encoder, problem.encoder)
+    ours.set_layers(pair.guide.encoder, encoder)
     ours.set_layers(pair.model.decoder, problem.decoder)
     pair.model.to(x.device)
     pair.guide.to(x.device)

@@ -67,7 +67,7 @@ def sticks_problem(
     encoder = layers((data_dim, *hidden, 2 * (truncation - 1)), generator)
     weight, _ = encoder[-1]
     # A tenth, so that the posterior starts near the prior, as the package has it.
-    encoder = (*encoder[:-1], (0.1 * weight, _start_bias(truncation)))
+    encoder = (*encoder[:-1], (0.1 * weight, start_bias(truncation)))
     decoder = layers((truncation, *reversed(hidden), data_dim), generator)
     return SticksProblem(
         encoder=to_device(encoder, device),
@@ -78,7 +78,7 @@ def sticks_problem(
     )
 
 
-def _start_bias(truncation: int) -> Tensor:
+def start_bias(truncation: int) -> Tensor:
     """What softplus, plus ``LEAST``, makes ``START`` of."""
     start = torch.tensor(START, dtype=torch.float64) - LEAST
     return start.expm1().log().float().repeat_interleave(truncation - 1)
@@ -140,15 +140,20 @@ class SticksLoss(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = (F.softplus(self.encoder(x)) + LEAST).chunk(2, dim=-1)
-        eps = torch.finfo(a.dtype).eps
-        log_u = torch.rand_like(a).clamp_min(eps).log() / b  # log(1 - v^a)
-        v = (-torch.expm1(log_u)).clamp_min(eps).pow(1 / a).clamp(eps, 1 - eps)
-        log_v, log1m_v = v.log(), torch.log1p(-v)
+        v, divergence = draw(a, b, self.concentration)
         logits = self.decoder(broken(v))
         reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
-        log_q = a.log() + b.log() + (a - 1) * log_v + (b - 1) * log_u
-        log_p = math.log(self.concentration) + (self.concentration - 1) * log1m_v
-        return (reconstruction + (log_q - log_p).sum()) / len(x)
+        return (reconstruction + divergence.sum()) / len(x)
+
+
+def draw(a: Tensor, b: Tensor, concentration: float) -> tuple[Tensor, Tensor]:
+    """Fractions, and log q(v) - log p(v) of each datum, by hand."""
+    eps = torch.finfo(a.dtype).eps
+    log_u = torch.rand_like(a).clamp_min(eps).log() / b  # log(1 - v^a)
+    v = (-torch.expm1(log_u)).clamp_min(eps).pow(1 / a).clamp(eps, 1 - eps)
+    log_q = a.log() + b.log() + (a - 1) * v.log() + (b - 1) * log_u
+    log_p = math.log(concentration) + (concentration - 1) * torch.log1p(-v)
+    return v, (log_q - log_p).sum(-1)
 
 
 def our_pair(problem: SticksProblem) -> ours.Start:
@@ -162,7 +167,7 @@ def our_pair(problem: SticksProblem) -> ours.Start:
     )
     # The package's family adds the bias of the start itself.
     weight, bias = problem.encoder[-1]
-    last = (weight, bias - _start_bias(problem.truncation).to(bias.device))
+    last = (weight, bias - start_bias(problem.truncation).to(bias.device))
     ours.set_layers(pair.guide.encoder, (*problem.encoder[:-1], last))
     ours.set_layers(pair.model.decoder, problem.decoder)
     pair.model.to(problem.batches[0].device)
