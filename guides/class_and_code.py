@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from guides.amortized_sticks import start_near_zero
 from guides.code_posteriors import CodePosterior, NormalCodePosterior
 from pyro_models.errors import DataError, OptionError
-from pyro_models.labels import as_labels, beside_one_hot
+from pyro_models.labels import as_labels
 from pyro_models.networks import MLP, as_batch
 from pyro_models.options import positive_int
 from pyro_models.programs import announce, data_plate
@@ -125,8 +125,7 @@ class AmortizedClassAndCode(nn.Module):
             x: Data, ``(..., data_dim)``, in the parameters' type.
             y: Classes, of a shape that broadcasts with ``(...)``.
         """
-        seen = beside_one_hot(self.preprocess(x), y, self.num_classes)
-        return self.code.distribution(self.encoder(seen))
+        return self.code.distribution(self.encoder.beside_one_hot(self.preprocess(x), y))
 
     def classify(self, x: Shaped[Tensor, "batch *datum"]) -> Float[Tensor, "batch classes"]:
         """Class probabilities q(y | x), ``(batch, num_classes)``.

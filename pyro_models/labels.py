@@ -1,7 +1,7 @@
-"""Class labels that may be missing: how they come in, and what networks see of them."""
+"""Class labels that may be missing: how they come in."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from pyro_models.errors import DataError
@@ -65,28 +65,3 @@ def check_labels(y: Int[Tensor, " num_data"], num_classes: int) -> None:
             f"y[{place}] is {int(y[place])}, and the classes are 0 to {num_classes - 1}; give -1 "
             "where the class is not known"
         )
-
-
-def beside_one_hot(
-    values: Float[Tensor, "*lead dim"], y: Int[Tensor, "..."], num_classes: int
-) -> Float[Tensor, "*all together"]:
-    """Values with their classes as zeros and a one, for a network.
-
-    Args:
-        values: ``(..., dim)``.
-        y: Classes of a shape that broadcasts with ``(...)``.
-        num_classes: How many classes there are.
-
-    Returns:
-        ``(..., dim + num_classes)``.
-
-    Example:
-        >>> beside_one_hot(torch.full((2, 1), 0.5), torch.tensor([0, 2]), 3)
-        tensor([[0.5000, 1.0000, 0.0000, 0.0000],
-                [0.5000, 0.0000, 0.0000, 1.0000]])
-    """
-    hot = (y.unsqueeze(-1) == torch.arange(num_classes, device=values.device)).to(values.dtype)
-    lead = torch.broadcast_shapes(values.shape[:-1], hot.shape[:-1])
-    return torch.cat(
-        [values.expand(*lead, values.shape[-1]), hot.expand(*lead, num_classes)], dim=-1
-    )

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import final
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -194,6 +194,44 @@ class MLP(nn.Module):
             return self.output(self.body(x))
         rows = x.reshape(-1, x.shape[-1])  # (K * batch, inputs)
         return self.output(self.body(rows)).reshape(*x.shape[:-1], -1)
+
+    def beside_one_hot(
+        self, x: Float[Tensor, "*lead dim"], y: Int[Tensor, "..."]
+    ) -> Float[Tensor, "*all outputs"]:
+        r"""Apply the network to ``x`` with classes beside it, as zeros and a one.
+
+        The first layer is a sum, :math:`W [x, \mathrm{onehot}(y)] = W [x, 0] + W [0,
+        \mathrm{onehot}(y)]`: a datum and a class go through it once each, however many classes a
+        datum is seen with.
+
+        Args:
+            x: ``(..., dim)``; the network's other inputs are for the classes.
+            y: Classes, of a shape that broadcasts with ``(...)``.
+
+        Example:
+            >>> network = MLP(784 + 10, (200,), 50)
+            >>> every = torch.arange(10).unsqueeze(-1)
+            >>> network.beside_one_hot(torch.zeros(20, 784), every).shape  # 20 data, in 10 classes
+            torch.Size([10, 20, 50])
+        """
+        first = next(layer for layer in self.modules() if isinstance(layer, nn.Linear))
+        data = x.reshape(-1, x.shape[-1])
+        count = first.in_features - x.shape[-1]
+        classes = torch.arange(count, device=x.device)
+        # Not by parts of the weight: its gradient would be put together a number at a time.
+        rows = torch.cat(
+            [
+                functional.pad(data, (0, count)),
+                functional.pad(torch.eye(count, dtype=x.dtype, device=x.device), (x.shape[-1], 0)),
+            ]
+        )
+        from_x, from_y = functional.linear(rows, first.weight).split([len(data), count])
+        hot = (y.unsqueeze(-1) == classes).to(x.dtype)
+        seen = from_x.reshape(*x.shape[:-1], -1) + hot @ from_y + first.bias
+        if first is self.output:
+            return seen
+        found = self.output(self.body[1:](seen.reshape(-1, seen.shape[-1])))
+        return found.reshape(*seen.shape[:-1], -1)
 
 
 @final

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_models.codes import Code, NormalCode
 from pyro_models.errors import OptionError
-from pyro_models.labels import as_labels, beside_one_hot, check_labels
+from pyro_models.labels import as_labels, check_labels
 from pyro_models.likelihoods import Bernoulli, Likelihood
 from pyro_models.likelihoods.parts import check_data, require_likelihood, start_at_mean
 from pyro_models.networks import MLP, as_batch
@@ -145,7 +145,7 @@ class SemiSupervisedVAE(nn.Module):
     def _likelihood(
         self, code: Float[Tensor, "*lead width"], y: Int[Tensor, "..."], x: Tensor | None
     ) -> TorchDistributionMixin:
-        return self.likelihood(self.decoder(beside_one_hot(code, y, self.num_classes)), x)
+        return self.likelihood(self.decoder.beside_one_hot(code, y), x)
 
     def decode(
         self, code: Float[Tensor, "*lead width"], y: Int[Tensor, "..."]
