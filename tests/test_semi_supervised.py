@@ -309,8 +309,8 @@ class TestPair:
         pair = pairs.build("semi_supervised_vae", (x, y), latent_dim=1)
         assert isinstance(pair.model, SemiSupervisedVAE)
         assert pair.model.num_classes == 2
-        # Kingma's 0.1 N, spread over the ten that are labelled.
-        assert repr(pair.objective).endswith("summed=('y_unobserved',)), 'y', 2.0)")
+        # 10 N, spread over the ten that are labelled.
+        assert repr(pair.objective).endswith("summed=('y_unobserved',)), 'y', 200.0)")
         with pytest.raises(DataError, match="write \\(x, y\\)"):
             pairs.build("semi_supervised_vae", x)
         with pytest.raises(OptionError, match="give num_classes"):
