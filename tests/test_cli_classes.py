@@ -182,3 +182,14 @@ def test_every_pair_but_regression_has_a_default_on_embedded_data():
 
     for name in set(pairs.names()) - {"regression"}:
         assert defaults.of(name).data in catalogue.EMBEDDED
+
+
+def test_a_classifier_is_shown_pixels_and_not_standardised_noise(digits, flowers):
+    prepared, _ = prepared_by(digits[0])
+    restored = prepared.shown_to_guide()
+    assert restored is not None
+    test = prepared.parts.test
+    # Dequantised: each level of grey is spread over a seventeenth.
+    found = restored(prepared.seen(test))
+    assert ((found >= test.x * 16 / 17 - 1e-5) & (found <= test.x * 16 / 17 + 1 / 17 + 1e-5)).all()
+    assert prepared_by(flowers[0])[0].shown_to_guide() is None

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pyro_models import pairs
-from pyro_models.cli import exact
+from pyro_models.cli import defaults, exact
 from pyro_models.cli.recipe import Prepared
 from pyro_models.cli.runs import Config, RunFolder
 from pyro_models.errors import CheckpointError
@@ -46,6 +46,9 @@ def make(config: Config, prepared: Prepared) -> pairs.Pair:
         "num_classes": prepared.num_classes,
         "likelihood": prepared.likelihood(),
     }
+    of_kinds = defaults.of(config.pair)
+    if of_kinds.labels or of_kinds.clustered:
+        wanted["preprocess"] = prepared.shown_to_guide()
     chosen = {name: value for name, value in wanted.items() if name in known and value is not None}
     with isolated(torch.device("cpu"), config.seed):
         pair = pairs.build(config.pair, prepared.made_for(), **chosen)

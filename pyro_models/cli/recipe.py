@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_models import baselines, data
 from pyro_models.baselines import Baseline
@@ -93,6 +93,17 @@ class Prepared:
                 scale = scale * step.scale.flatten()
         return scale
 
+    def shown_to_guide(self) -> nn.Module | None:
+        """What makes of the pixels a model sees those a classifier should: of one size.
+
+        A pixel that hardly ever changes is mere noise, which standardised is as large as any.
+        """
+        steps = [] if self.transform is None else list(self.transform.steps)
+        if self.parts.train.image_shape is None or not steps:
+            return None
+        last = steps[-1]
+        return _Restored(last.mean, last.scale) if isinstance(last, Standardization) else None
+
     @property
     def num_classes(self) -> int | None:
         """Classes of the labels; None where no pair sees them."""
@@ -134,6 +145,21 @@ class Prepared:
         if self.parts.test.image_shape is not None:
             return found
         return tuple(replace(b, name=b.name.replace("pixels", "features")) for b in found)
+
+
+class _Restored(nn.Module):
+    """Standardised data as they were before."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Tensor, scale: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean.flatten())
+        self.register_buffer("scale", scale.flatten())
+
+    def forward(self, x: Float[Tensor, "*n data_dim"]) -> Float[Tensor, "*n data_dim"]:
+        return x * self.scale + self.mean
 
 
 @dataclass(frozen=True)
