@@ -174,11 +174,11 @@ def stable(seed: int, rate: float, args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(seed)
     pair = made("sticks", x, args)
     start = time.perf_counter()
-    entry: dict[str, Any] = {"seed": seed, "rate": rate, "epochs": args.epochs or 50,
-                             "warm_up": args.warm_up}  # fmt: skip
+    epochs = args.epochs or 50
+    entry: dict[str, Any] = {"seed": seed, "rate": rate, "epochs": epochs, **_options(args)}
     try:
-        found = train(pair, x, args, lr=rate, epochs=entry["epochs"], seed=seed,
-                      validation=Validation(held_out, every=entry["epochs"]))  # fmt: skip
+        found = train(pair, x, args, lr=rate, epochs=epochs, seed=seed,
+                      validation=Validation(held_out, every=epochs))  # fmt: skip
     except NonFiniteError as error:
         return entry | {"stopped_by": str(error), "finite": False}
     numbers = [p for module in (pair.model, pair.guide) for p in module.parameters()]
@@ -196,13 +196,18 @@ def stable(seed: int, rate: float, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What a run depends on besides rate, seed and epochs."""
+    return {name: getattr(args, name) for name in ("warm_up", "hidden", "latents", "limit")}
+
+
 def stability(args: argparse.Namespace, path: Path) -> None:
-    """Every run that the results do not have yet."""
+    """Every run that the results do not have yet, or have of other options."""
     done = report.load(path).get("stability", {}) if path.exists() else {}
     for rate in args.rates:
         for seed in args.seeds:
             key = f"rate {rate:g}, seed {seed}, {args.epochs or 50} epochs"
-            if key not in done:
+            if not _options(args).items() <= done.get(key, {}).items():
                 entry = done[key] = stable(seed, rate, args)
                 report.enter(path, "sticks", ("stability", key), entry, machine.facts(CPU))
             row = done[key]
