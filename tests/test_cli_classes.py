@@ -160,6 +160,9 @@ WRONG = [
     (("semi_supervised_vae", "--labelled", "2"), "--labelled 2.0: give a share above 0"),
     (("semi_supervised_vae", "--data", "plain.npy"), "has none; name their column"),
     (("semi_supervised_vae", "--data", "none.npz", "--key", "x", "--labels", "y"), "no label is"),
+    (("semi_supervised_vae", "--data", "one.npz", "--key", "x", "--labels", "y"), "number the cl"),
+    (("semi_supervised_vae", "--data", "same.npz", "--key", "x", "--labels", "y"), "two classes"),
+    (("semi_supervised_vae", "--data", "text.csv", "--labels", "y"), "are text, which has no -1"),
 ]
 
 
@@ -169,6 +172,12 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(arguments, said, tmp_p
     x = np.random.default_rng(0).normal(size=(50, 3))
     np.save("plain.npy", x)
     np.savez("none.npz", x=x, y=np.full(50, -1))
+    np.savez("one.npz", x=x, y=1 + np.arange(50) % 3)
+    np.savez("same.npz", x=x, y=np.zeros(50, int))
+    rows = [
+        f"{row[0]},{row[1]},{kind}" for row, kind in zip(x, ["a", "b", "-1"] * 17, strict=False)
+    ]
+    Path("text.csv").write_text("\n".join(["u,v,y", *rows]))
     before = files(tmp_path)
     called = call("fit", *arguments)
     assert called.status == 2

@@ -150,10 +150,6 @@ def test_few_labels_are_left_and_as_many_of_each_class(labels, keep, seed):
         with pytest.raises(DataError):
             hide_labels(given_, keep, seed)
         return
-    if isinstance(keep, float) and wanted(keep, len(known)) < 1:
-        with pytest.raises(DataError, match="keep"):
-            hide_labels(given_, keep, seed)
-        return
     left = hide_labels(given_, keep, seed)
     shown = left >= 0
     assert torch.equal(left[shown], given_[shown])
@@ -174,3 +170,13 @@ def test_the_seed_decides_whose_labels_are_left():
 def test_what_is_no_number_of_labels_is_refused(keep):
     with pytest.raises(OptionError, match="keep"):
         hide_labels(torch.zeros(10, dtype=torch.int64), keep)
+
+
+def test_labels_of_any_whole_type_are_taken_and_others_refused():
+    labels = torch.arange(20) % 2
+    for given_ in (labels.to(torch.uint8), labels.double()):
+        assert torch.equal(hide_labels(given_, 4), hide_labels(labels, 4))
+    with pytest.raises(DataError, match="fractions"):
+        hide_labels(labels + 0.5)
+    with pytest.raises(DataError, match="expected"):
+        hide_labels(labels.reshape(4, 5))

@@ -18,6 +18,7 @@ from pyro_models.cli.latents import Latents
 from pyro_models.cli.recipe import Prepared
 from pyro_models.data import Standardization
 
+_FEW = 5000
 _BESIDE: dict[str, Callable[[], Any]] = {
     "nearest neighbour": partial(KNeighborsClassifier, 1),
     "logistic regression": partial(LogisticRegression, max_iter=1000),
@@ -60,9 +61,9 @@ def counts(pair: Fitted, prepared: Prepared) -> Int[Tensor, "guessed classes"] |
 
 
 def _beside(prepared: Prepared, labels: Tensor) -> dict[str, float]:
-    """Shares told right by simple classifiers of the labelled data alone."""
+    """Shares told right by simple classifiers of the labelled data alone, where these are few."""
     known = prepared.known
-    if known is None or len(known[known >= 0].unique()) < 2:
+    if known is None or int((known >= 0).sum()) > _FEW or len(known[known >= 0].unique()) < 2:
         return {}
     train, test = prepared.parts.train.x, prepared.parts.test.x
     if prepared.parts.train.image_shape is None:  # columns of different units

@@ -196,9 +196,37 @@ def _known(parts: Split, labelled: float, seed: int) -> Tensor:
             f"the pair learns from labels too, and {parts.train.name!r} has none; name their "
             "column or array with --labels, with -1 where a label is not known"
         )
-    if labelled == 1 and bool((labels >= 0).any()):
+    _check_classes(parts)
+    if not bool((labels >= 0).any()):
+        raise DataError(
+            f"no label is known in the training part of {parts.train.name!r}; give some"
+        )
+    if labelled == 1:
         return labels
     return data.hide_labels(labels, labelled, seed)
+
+
+def _check_classes(parts: Split) -> None:
+    """Refuse labels that are not the numbers of classes, where a model is to have those classes."""
+    every = [p.labels for p in (parts.train, parts.validation, parts.test) if p.labels is not None]
+    found = torch.cat(every).unique()
+    classes = found[found >= 0].tolist()
+    name = parts.train.name
+    if classes and classes != list(range(len(classes))):
+        some = ", ".join(map(str, classes[:5]))
+        raise DataError(
+            f"the labels of {name!r} are {some}{', ...' if len(classes) > 5 else ''}; number the "
+            "classes 0, 1, ..., with -1 where a label is not known"
+        )
+    if len(classes) == 1:
+        raise DataError(
+            f"all labels of {name!r} are {classes[0]}; give data of two classes or more"
+        )
+    if "-1" in (parts.train.label_names or ()):
+        raise DataError(
+            f"the labels of {name!r} are text, which has no -1 for one that is not known; number "
+            "the classes 0, 1, ..."
+        )
 
 
 def _prepare(parts: Split, source: Source, seed: int) -> Prepared:

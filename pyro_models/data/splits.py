@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from pyro_models.data.arrays import as_labels
 from pyro_models.data.record import Data
 from pyro_models.errors import DataError, OptionError
 
@@ -94,14 +95,14 @@ def holdout(
 
 
 def hide_labels(
-    labels: Int[Tensor, " num_data"], keep: float | int = 0.1, seed: int = 0
+    labels: Shaped[Tensor, "..."], keep: float | int = 0.1, seed: int = 0
 ) -> Int[Tensor, " num_data"]:
-    """Labels of which few are left, each class with the same number to within one; else -1.
+    """Labels of which few are left, as many of each class as far as it has so many; else -1.
 
     What a semi-supervised pair learns from: ``(x, hide_labels(labels))``.
 
     Args:
-        labels: Whole numbers from 0; -1 is hidden already.
+        labels: Whole numbers from 0, ``(N,)``; -1 is hidden already.
         keep: Share of the known labels as a ``float`` in (0, 1), or number of labels as an
             ``int``. Each class keeps at least one.
         seed: Decides who keeps its label; torch's own generator is not touched.
@@ -111,19 +112,23 @@ def hide_labels(
 
     Raises:
         OptionError: If ``keep`` is no share and no number.
-        DataError: If no label is known, or fewer are than ``keep``.
+        DataError: If labels are no such numbers, none is known, or fewer are than ``keep``.
 
     Example:
         >>> y = hide_labels(torch.tensor([0, 0, 0, 1, 1, 1]), keep=2)
         >>> sorted(y.tolist())
         [-1, -1, -1, -1, 0, 1]
     """
-    is_known = labels.cpu() >= 0
+    _check_size("keep", keep)
+    device = labels.device
+    labels, _ = as_labels(labels)
+    is_known = labels >= 0
     total = int(is_known.sum())
     if total == 0:
         raise DataError("no label is known, so that none can be kept; give labels from 0 up")
-    classes, number = labels.cpu().unique(return_inverse=True)
-    count = max(int((classes >= 0).sum()), _count("keep", keep, total))
+    classes, number = labels.unique(return_inverse=True)
+    wanted = keep if isinstance(keep, int) else round(keep * total)
+    count = max(int((classes >= 0).sum()), wanted)
     if count > total:
         raise DataError(f"keep={keep} of {total} labels that are known; keep fewer")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -133,8 +138,8 @@ def hide_labels(
         place[own] = torch.arange(len(own))
     # Class by class in turn, until there are enough.
     turn = (place * len(classes) + number).masked_fill(~is_known, len(labels) * len(classes))
-    kept = torch.argsort(turn, stable=True)[:count].to(labels.device)
-    return torch.full_like(labels, -1).index_copy(0, kept, labels[kept])
+    kept = torch.argsort(turn, stable=True)[:count]
+    return torch.full_like(labels, -1).index_copy(0, kept, labels[kept]).to(device)
 
 
 def _cut(data: Data, sizes: dict[str, float | int], seed: int, stratify: bool) -> list[Data]:
@@ -171,13 +176,17 @@ def _spread(total: int, count: int) -> Int[Tensor, " count"]:
     return torch.tensor([(2 * i + 1) * total // (2 * count) for i in range(count)])
 
 
-def _count(name: str, size: float | int, total: int) -> int:
+def _check_size(name: str, size: float | int) -> None:
     if isinstance(size, bool) or not isinstance(size, int | float) or not math.isfinite(size):
         raise OptionError(f"{name}={size!r} is neither a share (0.1) nor a number of data (100)")
     if isinstance(size, float) and not 0 <= size < 1:
         raise OptionError(f"{name}={size} is no share between 0 and 1; for a number give an int")
     if size < 0:
         raise OptionError(f"{name}={size} is negative; give a share (0.1) or a number (100)")
+
+
+def _count(name: str, size: float | int, total: int) -> int:
+    _check_size(name, size)
     count = size if isinstance(size, int) else round(size * total)
     if count < 1:
         raise DataError(

@@ -26,8 +26,8 @@ from pyro_models.semi_supervised import LearnedWeights, SemiSupervisedVAE
 
 ALPHA = 10.0
 """Weight of the classifier's term per datum, where Kingma et al. have 0.1: with a tenth of the
-digits' labels that leaves three times the errors in grey levels, and half as many again in black
-and white (``benchmarks/semi_supervised.py --first-split 100``, M2)."""
+labels of black and white digits that leaves M2 more than four errors where this leaves three
+(``benchmarks/results/choice``)."""
 
 
 def semi_supervised_vae(
