@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ def make(config: Config, prepared: Prepared) -> pairs.Pair:
         DataError: If the pair cannot explain the data.
     """
     known = pairs.options(config.pair)
-    wanted = {
+    wanted: dict[str, Any] = {
         "latent_dim": config.latent_dim,
         "num_components": config.num_components,
         "truncation": config.num_components,
