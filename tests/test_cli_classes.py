@@ -18,7 +18,7 @@ from pyro_models.cli.runs import RunFolder
 from pyro_models.data import Data
 from pyro_models.pairs import classify
 from tests.test_cli import Called, call, without_time
-from tests.test_cli_exact import ALWAYS, CODES, files
+from tests.test_cli_exact import ALWAYS, CODES, files, fit
 
 PICTURES = {"classes.png", "samples_by_class.png"}
 
@@ -34,10 +34,6 @@ def prepared_by(folder: Path) -> tuple[Prepared, Tensor]:
 def labels_of(part: Data) -> Tensor:
     assert part.labels is not None
     return part.labels
-
-
-def fit(pair: str, out: Path, *arguments: object) -> Called:
-    return call("fit", pair, "--out", out, "--quiet", *arguments)
 
 
 @pytest.fixture(scope="module")
