@@ -188,10 +188,12 @@ def _used(pair: Fitted, prepared: Prepared, latents: Latents) -> str:
     told = _clusters if prepared.known is None else classes.accuracy
     clusters = told(pair, prepared, latents)
     if latents.codes:
-        units = active_units(pair.guide, prepared.seen(prepared.parts.test).to(pair.device))
-        found = {name: units.variances[name] > units.threshold for name in latents.codes}
-        active = sum(int(is_active.sum()) for is_active in found.values())
-        units_used = f"active units {active} of {sum(v.numel() for v in found.values())}"
+        x = prepared.seen(prepared.parts.test).to(pair.device)
+        # By share: codes such as fractions of a stick have priors of variance far below 1.
+        active = active_units(pair.guide, x, relative=True).active
+        found = [active[name] for name in latents.codes]
+        count, total = sum(int(f.sum()) for f in found), sum(f.numel() for f in found)
+        units_used = f"active units {count} of {total}"
         return ", ".join(filter(None, [units_used, clusters]))
     return clusters
 

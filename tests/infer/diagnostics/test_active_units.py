@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -24,6 +25,33 @@ def test_variance_of_the_posterior_mean_by_dimension() -> None:
     torch.testing.assert_close(units.variances["z"], expected, rtol=1e-5, atol=1e-7)
     assert (units.count, units.total, units.threshold) == (2, 4, 0.01)
     assert active_units(guide, x, threshold=0.001).count == 3
+
+
+def test_shares_are_of_the_whole_variance() -> None:
+    """A code of small scale is as active as the same code in other units."""
+
+    def scaled(scale: float, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, None] * GAIN * scale, scale).to_event(1))
+
+    x = torch.randn(400)
+    of_means = GAIN.double() ** 2 * x.double().var(correction=0)
+    for scale in (1.0, 0.01):
+        units = active_units(partial(scaled, scale), x, relative=True)
+        expected = of_means / (of_means + 1.0)
+        torch.testing.assert_close(units.shares["z"], expected, rtol=1e-5, atol=1e-7)
+        assert units.active["z"].tolist() == [True, True, False, False]
+    # By its variance, 0.0001 times as large, nothing of the last counts.
+    assert active_units(partial(scaled, 0.01), x).count == 0
+
+
+def test_shares_of_point_masses() -> None:
+    def points(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(x[:, None] * GAIN).to_event(1))
+
+    units = active_units(points, torch.randn(9), relative=True)
+    assert units.shares["z"].tolist() == [1.0, 1.0, 1.0, 0.0]
 
 
 def test_the_whole_set_is_used_in_batches() -> None:
