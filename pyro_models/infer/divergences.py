@@ -23,12 +23,14 @@ class DimensionKL:
 
 
 def closed_form(weights: LogWeights, name: str) -> Tensor | None:
-    """KL of guide from prior at a site; ``None`` where it has no closed form or would be wrong."""
+    """KL of guide from prior at a site, in its batch shape.
+
+    ``None`` where there is no closed form or it would be wrong.
+    """
     if not _may_be_closed(weights, name):
         return None
-    prior, site = weights.model_sites[name], weights.guide_sites[name]
     try:
-        return weights.reduce(site, kl_divergence(site.fn, prior.fn))
+        return kl_divergence(weights.guide_sites[name].fn, weights.model_sites[name].fn)
     except NotImplementedError:
         return None
 

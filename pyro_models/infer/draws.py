@@ -31,6 +31,12 @@ class Detached:
 
     kept: frozenset[str] = frozenset()
     """Sites whose draws keep their paths all the same."""
+    point_masses: bool = False
+    """Whether point masses keep theirs: they are computed, from parameters or from other draws."""
+
+    def keeps(self, name: str, fn: Any) -> bool:
+        """Whether the draw of a site stays on its path."""
+        return name in self.kept or (self.point_masses and is_point_mass(fn))
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Detach(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         drawn = not msg["is_observed"] and isinstance(msg["value"], Tensor)
-        if drawn and msg["name"] not in self._draws.kept:
+        if drawn and not self._draws.keeps(msg["name"], msg["fn"]):
             msg["value"] = msg["value"].detach()
 
 

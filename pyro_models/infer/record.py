@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_models.infer.draws import PathFactor
-from pyro_models.infer.sites import Site, is_point_mass, reduce_to_weights
+from pyro_models.infer.sites import Site, by_plates, is_point_mass, reduce_to_weights
 from pyro_models.infer.sums import NO_SUMS, Sums
 
 KLWeight = Tensor | float | Mapping[str, Tensor | float]
@@ -183,6 +183,10 @@ class LogWeights:
             return None
         local, rest = self.total(found)
         return (rest + local.sum(-1)).unsqueeze(-1) if self.is_joint else local
+
+    def by_plates(self, site: Site, batch: Tensor) -> Tensor:
+        """A tensor of a site's batch shape as ``(K, B, *plates)``; see ``sites.by_plates``."""
+        return by_plates(site, batch, self.batch_size, self.sums)
 
     def reduce(self, site: Site, batch: Tensor) -> Tensor:
         """A tensor of a site's batch shape as ``(K, B)`` or ``(K,)``, masked, scaled, averaged."""

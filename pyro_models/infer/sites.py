@@ -47,6 +47,14 @@ class Site:
     score: Tensor | None = None
     """What the score function differentiates: the guide's log-density, neither masked nor scaled,
     ``(K, B)`` or ``(K,)``; ``None`` where the value's path carries all of the gradient."""
+    batch_log_prob: Tensor | None = None
+    """The log-density as the distribution gave it, one for each element of the site's plates."""
+    batch_score: Tensor | None = None
+    """The score in the same shape; ``None`` where there is none."""
+    axes: frozenset[int] = frozenset()
+    """The site's plates as dimensions of ``by_plates``: 1 is the data plate."""
+    stock_baseline: bool = False
+    """Whether the guide asks for a baseline as stock Pyro's ``TraceGraph_ELBO`` reads it."""
 
     @property
     def reparameterized(self) -> bool:
@@ -100,7 +108,8 @@ def columns_of(frame: CondIndepStackFrame | None, *traces: Any) -> dict[int, int
     counters = {
         f.counter for t in traces for n in samples(t) for f in frames_of(n) if f.name == frame.name
     }
-    return {counter: column for column, counter in enumerate(sorted(counters))}
+    # A plate counts from 1, and a plate that is used again goes on counting.
+    return {counter: (counter - 1) % frame.size for counter in counters}
 
 
 @dataclass(frozen=True)
@@ -154,7 +163,15 @@ class Layout:
             column=self.columns.get(own.counter) if own is not None else None,
             factor=factor,
             score=log_prob if detached else score,
+            axes=self._axes(frames, own),
+            stock_baseline="baseline" in node["infer"],
         )
+
+    def _axes(
+        self, frames: list[CondIndepStackFrame], own: CondIndepStackFrame | None
+    ) -> frozenset[int]:
+        others = {f.dim + self.depth + 2 for f in frames if f is not own and f.dim is not None}
+        return frozenset(others | ({1} if own is not None else set()))
 
     def spread(self, node: dict[str, Any], factor: Tensor) -> Tensor:
         """A factor ``(K, B)`` or ``(K, 1)`` in the shape of a site's value, events included."""
@@ -174,11 +191,15 @@ class Layout:
         site = replace(site, factor=1.0 if common != 1.0 else site.factor)
         score = site.score
         if score is not None:
-            score = reduce_to_weights(
-                replace(site, mask=None, factor=1.0), score, self.particles, batch
-            )
+            score = reduce_to_weights(_plain(site), score, self.particles, batch)
         log_prob = reduce_to_weights(site, site.log_prob, self.particles, batch, self.sums)
-        return replace(site, log_prob=log_prob, score=score)
+        return replace(
+            site,
+            log_prob=log_prob,
+            score=score,
+            batch_log_prob=site.log_prob,
+            batch_score=site.score,
+        )
 
 
 def _check_shape(
@@ -206,10 +227,13 @@ def _check_shape(
             )
 
 
-def reduce_to_weights(
-    site: Site, batch: Tensor, particles: int, size: int, sums: Sums = NO_SUMS
-) -> Tensor:
-    """Mask, scale, average and sum a tensor of a site's batch shape to ``(K, B)`` or ``(K,)``."""
+def by_plates(site: Site, batch: Tensor, size: int, sums: Sums = NO_SUMS) -> Tensor:
+    """Mask, scale and average a tensor of a site's batch shape, and give each plate its dimension.
+
+    Returns:
+        ``(K, B, *plates)``: particles, data, and a dimension for each place at which a plate other
+        than the data's may lie. All but B are 1 where the tensor is the same; B is, outside.
+    """
     if site.mask is not None and site.mask is not True:
         batch = (
             torch.zeros_like(batch)
@@ -223,17 +247,35 @@ def reduce_to_weights(
     batch = sums.expectation(batch)
     particle_dim, data_dim = site.dims
     depth = -(particle_dim or -1)
-    batch = batch.reshape((1,) * (depth - batch.dim()) + batch.shape)
-    keep = {-depth} if data_dim is None else {-depth, data_dim}
-    others = [d for d in range(-batch.dim(), 0) if d not in keep]
-    if others:
-        batch = batch.sum(others)
+    batch = batch.reshape((1,) * (depth - batch.dim()) + batch.shape).unsqueeze(1)
     if data_dim is not None:
-        return batch.expand(particles, size)
-    batch = batch.expand(particles)
+        return batch.transpose(1, data_dim).expand(-1, size, *(-1,) * (depth - 1))
     if site.column is None:
         return batch
-    return nn.functional.pad(batch.unsqueeze(-1), (site.column, size - 1 - site.column))
+    around = (0, 0) * (depth - 1) + (site.column, size - 1 - site.column)
+    return nn.functional.pad(batch, around)
+
+
+def scores_by_plates(site: Site, size: int) -> Tensor:
+    """The score of a latent by its plates; see ``by_plates``."""
+    assert site.batch_score is not None
+    return by_plates(_plain(site), site.batch_score, size)
+
+
+def _plain(site: Site) -> Site:
+    """The site as it was drawn: a draw knows nothing of masks and scales."""
+    return replace(site, mask=None, factor=1.0)
+
+
+def reduce_to_weights(
+    site: Site, batch: Tensor, particles: int, size: int, sums: Sums = NO_SUMS
+) -> Tensor:
+    """Mask, scale, average and sum a tensor of a site's batch shape to ``(K, B)`` or ``(K,)``."""
+    batch = by_plates(site, batch, size, sums)
+    if any(count > 1 for count in batch.shape[2:]):
+        batch = batch.sum(tuple(range(2, batch.dim())))
+    batch = batch.reshape(batch.shape[:2])
+    return batch.expand(particles, size) if site.local else batch.squeeze(1).expand(particles)
 
 
 def spread_to_weights(

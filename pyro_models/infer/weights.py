@@ -224,7 +224,7 @@ def record_run(
     for node in samples(guide_trace):
         name = node["name"]
         drawn = not node["is_observed"]
-        detached = drawn and isinstance(draws, Detached) and name not in draws.kept
+        detached = drawn and isinstance(draws, Detached) and not draws.keeps(name, node["fn"])
         site = layout.site(node, drawn=True, detached=detached)
         guide[name] = without_score(site, fixed)
     _check_places(model, guide)

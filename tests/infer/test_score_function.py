@@ -325,13 +325,17 @@ def _stock_store() -> Iterator[None]:
 
 
 class TestOptions:
-    def test_a_delta_has_no_score(self) -> None:
+    def test_a_delta_follows_its_path(self) -> None:
         case = CASES["path"]()
         guide = AutoDelta(lambda: case.model(case.start()))
-        objective = ScoreFunction(2)
-        with pytest.raises(OptionError, match=r"site 'z' is a Delta.*sites=\{'z': Pathwise\(\)\}"):
-            objective.differentiable_loss(lambda: case.model(case.start()), guide)
-        ScoreFunction(2, sites={"z": Pathwise()}).loss(lambda: case.model(case.start()), guide)
+        loss = ScoreFunction(2).differentiable_loss(lambda: case.model(case.start()), guide)
+        loss.backward()
+        stock = AutoDelta(lambda: case.model(case.start()))
+        Trace_ELBO().differentiable_loss(lambda: case.model(case.start()), stock).backward()
+        for ours, theirs in zip(guide.parameters(), stock.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad)
+            assert ours.grad is not None
+            assert ours.grad.any()
         pyro.clear_param_store()
 
     def test_autoguides_by_score(self) -> None:

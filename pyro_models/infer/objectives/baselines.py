@@ -60,7 +60,9 @@ class Learned:
     network: nn.Module
     """Called with the pair's arguments, without keyword arguments that it does not name (as
     ``num_data``, which ``fit`` gives); returns a number a datum, ``(B,)`` or ``(B, 1)``, for a
-    site in the data plate, and one number for a site outside. A ``Step`` trains a copy."""
+    site in the data plate, and one number for a site outside. A ``Step`` trains a copy. Where
+    nothing else does (``objective(model, guide)(x).backward()``), give ``objective.state``'s
+    parameters to your optimiser."""
     optimizer: OptimizerFactory = field(repr=False)
     """Makes the network's own optimiser; not one that evaluates the loss itself, as LBFGS."""
     decay: float = 0.9
@@ -109,10 +111,15 @@ class RunningMean(nn.Module):
         """The mean so far; 0 before the first."""
         return self.total / self.weight.clamp(min=1e-12)
 
-    def update(self, costs: Tensor) -> None:
-        """Take in the costs of one step."""
+    def update(self, costs: Tensor, present: Tensor | None = None) -> None:
+        """Take in the costs of one step, or those of them that are present."""
         with torch.no_grad():
-            self.total.mul_(self.decay).add_((1 - self.decay) * costs.mean())
+            if present is None:
+                mean = costs.mean()
+            else:
+                counted = present.expand(costs.shape)
+                mean = torch.where(counted, costs, 0.0).sum() / counted.sum().clamp(min=1)
+            self.total.mul_(self.decay).add_((1 - self.decay) * mean)
             self.weight.mul_(self.decay).add_(1 - self.decay)
 
 
@@ -123,12 +130,20 @@ class SiteState(nn.Module):
         super().__init__()
         self.mean = RunningMean(baseline.decay, like)
 
-    def forward(self, costs: Float[Tensor, "K *M"], predicted: Tensor | None) -> Tensor:
-        """The baseline of these costs, made without them; they are taken in for the next ones."""
+    def forward(
+        self, costs: Float[Tensor, "K *M"], predicted: Tensor | None, present: Tensor | None = None
+    ) -> Tensor:
+        """The baseline of these costs, made without them; they are taken in for the next ones.
+
+        Args:
+            costs: One a particle and element.
+            predicted: What a network expects of them.
+            present: Which are no mask's zeros; all, if not given.
+        """
         centre = self.mean() if predicted is None else predicted.detach() + self.mean()
         baseline = centre.expand(costs.shape).clone()
         if torch.is_grad_enabled():
-            self.mean.update(costs if predicted is None else costs - predicted.detach())
+            self.mean.update(costs if predicted is None else costs - predicted.detach(), present)
         return baseline
 
 

@@ -17,9 +17,10 @@ from pyro_models.infer.objectives.base import (
     require_latents,
     require_own_density,
 )
+from pyro_models.infer.objectives.costs import gathered, kept_axes, without_plates
 from pyro_models.infer.record import KLWeight, LogWeights, weight_of
 from pyro_models.infer.remedies import FreeBits
-from pyro_models.infer.sites import Site
+from pyro_models.infer.sites import Site, scores_by_plates
 from pyro_models.infer.weights import Program, run_pair
 
 
@@ -58,7 +59,8 @@ class _Split:
 
     observed: list[tuple[Site, Tensor]]
     divergences: list[tuple[str, Site, Tensor]]
-    analytic: tuple[str, ...]
+    closed: dict[str, Tensor]
+    """Divergences in closed form, by latent, in the latents' batch shapes."""
 
     @property
     def divergence_terms(self) -> list[tuple[Site, Tensor]]:
@@ -74,9 +76,10 @@ class ELBO(Objective):
 
     summed over the data; a minibatch of B from N counts N/B times. Sites with ``rsample`` are
     differentiated along their path, every other site by the score function
-    :math:`E[\nabla \log q \cdot \text{cost}]`, whose cost is that of the site's own datum and of
-    what lies outside the data plate (of all data where the guide draws a global latent after it).
-    Both are unbiased.
+    :math:`E[\nabla \log q \cdot \text{cost}]`, whose cost is that of the site's own element of
+    each of its plates and of what lies outside them (of a whole plate where the guide draws a
+    latent outside it afterwards). Both are unbiased. ``ScoreFunction`` leaves out what does not
+    depend on the draw, too, and has baselines.
 
     A discrete latent k of the guide named in ``summed`` is not drawn: its part of the expectation
     is the sum over its values, :math:`\sum_k q(k \mid \cdot) [\dots]`, and is differentiated
@@ -167,9 +170,12 @@ class ELBO(Objective):
         fit_local, fit_rest = weights.total(split.observed)
         kl_local, kl_rest = weights.total(split.divergence_terms)
         bound = _joint(weights, fit_local - kl_local, fit_rest - kl_rest)
-        charged_local, charged_rest = weights.total(self._charged(weights, split, kl_weight))
-        local, rest = fit_local - charged_local, fit_rest - charged_rest
-        surrogate = _joint(weights, local, rest) + _score(weights, local, rest)
+        charged = self._charged(weights, split, kl_weight)
+        charged_local, charged_rest = weights.total(charged)
+        surrogate = _joint(weights, fit_local - charged_local, fit_rest - charged_rest)
+        if any(_scored(site) for site in weights.guide_sites.values()):
+            terms = self._by_plates(weights, split, charged, kl_weight)
+            surrogate = surrogate + _score(weights, terms)
         return Estimate(bound.detach(), surrogate)
 
     def with_free_bits(self, free_bits: FreeBits | Mapping[str, FreeBits]) -> "ELBO":
@@ -191,12 +197,40 @@ class ELBO(Objective):
         """What each divergence costs in what is optimised: weighted, and free up to a floor."""
         charged = []
         for name, site, term in split.divergences:
-            floors = self._free_bits
-            free = floors.get(name) if isinstance(floors, Mapping) else floors
-            if free is not None and name in weights.latents:
+            free = self._free(weights, name)
+            if free is not None:
                 term = self._floored(weights, name, free)
             charged.append((site, weight_of(kl_weight, name) * term))
         return charged
+
+    def _by_plates(
+        self,
+        weights: LogWeights,
+        split: "_Split",
+        charged: list[tuple[Site, Tensor]],
+        kl_weight: KLWeight,
+    ) -> list[tuple[Site, Tensor]]:
+        """The terms of what is optimised, ``(K, B, *plates)``, as costs: without gradients."""
+        found = [(site, _spread(weights, site)) for site, _ in split.observed]
+        for (name, site, _), (_, term) in zip(split.divergences, charged, strict=True):
+            weight, prior = weight_of(kl_weight, name), weights.model_sites.get(name)
+            if self._free(weights, name) is not None:
+                # A floor is on sums over plates: each of their elements costs the whole.
+                found.append((site, -without_plates(term.detach(), _spread(weights, site))))
+            elif name in split.closed:
+                kl = weights.by_plates(site, split.closed[name])
+                found.append((site, -weight * kl.detach()))
+            else:
+                found.append((site, -weight * _spread(weights, site)))
+                if prior is not None and not prior.observed:
+                    found.append((prior, weight * _spread(weights, prior)))
+        return found
+
+    def _free(self, weights: LogWeights, name: str) -> FreeBits | None:
+        """The free bits of a latent, if any."""
+        floors = self._free_bits
+        free = floors.get(name) if isinstance(floors, Mapping) else floors
+        return free if name in weights.latents else None
 
     def _floored(self, weights: LogWeights, name: str, free: FreeBits) -> Tensor:
         require_own_density("free_bits", name, weights)
@@ -228,20 +262,20 @@ class ELBO(Objective):
             reconstruction = per_datum(split.observed)
             kl = {name: per_datum([(site, term)]) for name, site, term in split.divergences}
         total = reconstruction - torch.stack([*kl.values(), torch.zeros_like(reconstruction)]).sum()
-        return ELBOTerms(total, reconstruction, kl, split.analytic)
+        return ELBOTerms(total, reconstruction, kl, tuple(split.closed))
 
     def _split(self, weights: LogWeights) -> _Split:
         model, guide = weights.model_sites, weights.guide_sites
         observed = [(s, s.log_prob) for s in model.values() if s.observed]
-        analytic: dict[str, Tensor] = {}
+        closed: dict[str, Tensor] = {}
         if isinstance(self.kl, AnalyticKL):
             for name in weights.latents:
                 divergence = closed_form(weights, name)
                 if divergence is not None:
-                    analytic[name] = divergence
-        divergences = [(n, guide[n], term) for n, term in analytic.items()]
+                    closed[name] = divergence
+        divergences = [(n, guide[n], weights.reduce(guide[n], kl)) for n, kl in closed.items()]
         for name, site in guide.items():
-            if name in analytic:
+            if name in closed:
                 continue
             # Auxiliary sites and factors of the guide have a density but no prior of their own.
             has_prior = name in model and not model[name].observed
@@ -250,7 +284,7 @@ class ELBO(Objective):
             log_q = site.log_prob.detach() if only_score else site.log_prob
             term = log_q - model[name].log_prob if has_prior else log_q
             divergences.append((name, site, term))
-        return _Split(observed, divergences, tuple(analytic))
+        return _Split(observed, divergences, closed)
 
 
 def _joint(weights: LogWeights, local: Tensor, rest: Tensor) -> Tensor:
@@ -259,18 +293,27 @@ def _joint(weights: LogWeights, local: Tensor, rest: Tensor) -> Tensor:
     return weights.common_scale * (rest + scaled).mean()
 
 
-def _score(weights: LogWeights, local: Tensor, rest: Tensor) -> Tensor:
-    """Score-function term: log q of each site that has no path gradient, times its cost."""
-    cost_local = (weights.plate_scale * local + rest.unsqueeze(-1)).detach()
-    cost_joint = (weights.plate_scale * local.sum(-1) + rest).detach()
-    total = rest.new_zeros(())
-    sites = list(weights.guide_sites.values())
+def _spread(weights: LogWeights, site: Site) -> Tensor:
+    """A site's log-density as a cost, ``(K, B, *plates)``."""
+    assert site.batch_log_prob is not None
+    return weights.by_plates(site, site.batch_log_prob).detach()
+
+
+def _scored(site: Site) -> bool:
+    return site.score is not None and site.score.requires_grad
+
+
+def _score(weights: LogWeights, terms: list[tuple[Site, Tensor]]) -> Tensor:
+    """Score-function term: log q of each draw that has no path gradient, times its cost."""
+    sites = [site for site in weights.guide_sites.values() if not site.observed]
+    costs = [weights.plate_scale * term if site.local else term for site, term in terms]
+    total = costs[0].new_zeros(())
     for place, site in enumerate(sites):
-        if site.score is None or not site.score.requires_grad:
+        if not _scored(site):
             continue
-        # Other data are no cost of a local latent, unless a later global one carries it to them.
-        own = site.local and all(s.local or s.observed for s in sites[place + 1 :])
-        score = site.score.sum(-1) if site.local and not own else site.score
-        cost = score * (cost_local if own else cost_joint)
-        total = total + (cost.sum(-1) if own else cost).mean()
+        # Other elements are no cost, unless a later latent outside the plate carries it to them.
+        kept = kept_axes(site, sites[place + 1 :])
+        cost = sum(gathered(term, kept) for term in costs)
+        score = gathered(scores_by_plates(site, weights.batch_size), kept)
+        total = total + (score * cost).flatten(1).sum(1).mean()
     return weights.common_scale * total

@@ -1,7 +1,8 @@
 """Score-function gradients of the ELBO, with a baseline chosen site by site."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_models.errors import OptionError
-from pyro_models.infer.dependencies import dependents
+from pyro_models.infer.dependencies import Dependents, dependents
 from pyro_models.infer.draws import Detached, Draws
 from pyro_models.infer.objectives.base import Estimate, Objective
 from pyro_models.infer.objectives.baselines import (
@@ -24,9 +25,9 @@ from pyro_models.infer.objectives.baselines import (
     leave_one_out,
     predict,
 )
-from pyro_models.infer.objectives.multi_sample import require_densities
+from pyro_models.infer.objectives.costs import gathered, kept_axes
 from pyro_models.infer.record import KLWeight, LogWeights, weight_of
-from pyro_models.infer.sites import Site
+from pyro_models.infer.sites import Site, by_plates, is_point_mass, scores_by_plates
 from pyro_models.infer.weights import Program
 
 _State = DecayingAverage | Learned
@@ -36,8 +37,12 @@ _State = DecayingAverage | Learned
 class _Cost:
     """What one latent's draws cost, per datum of the whole set's ``scale``."""
 
-    score: Float[Tensor, "K *M"]
-    value: Float[Tensor, "K *M"]
+    score: Float[Tensor, "K B *plates"]
+    value: Float[Tensor, "K B *plates"]
+    present: Tensor | None
+    """Which elements have a cost: not those whose every term is masked. ``None`` for all."""
+    count: int
+    """How many draws share the whole set between them."""
     scale: float
 
 
@@ -50,10 +55,12 @@ class ScoreFunction(Objective):
         \text{cost}_z = \sum_{s \text{ depends on } z} \big( \log p(s) - \log q(s) \big) .
 
     Rao-Blackwellised: a latent's cost has only those terms that depend on its draw (found by
-    running the pair once on marked tensors), and of a latent in the data plate only those of its
-    own datum. The model's parameters have their usual gradient.
+    running the pair once on marked tensors), and of a latent in plates, the data's or others, only
+    those of the draw's own element of each plate in which all that depends on it lies too. The
+    model's parameters have their usual gradient.
 
-    Every latent is treated so, reparameterised or not, except where ``sites`` says otherwise.
+    Every latent is treated so, reparameterised or not, except where ``sites`` says otherwise, and
+    except point masses (``Delta``), which are computed and not drawn.
     Baselines see costs per datum, and the scale N / B multiplies afterwards, so minibatches of
     other sizes do not upset a running mean.
 
@@ -68,8 +75,9 @@ class ScoreFunction(Objective):
 
     Raises:
         OptionError: If an argument cannot work, or at the first run, if ``sites`` names what is no
-            latent of the guide or asks for the path of one that has none, or if a latent has a
-            path and no density (a ``Delta``) and is not ``Pathwise()``.
+            latent of the guide, asks for the path of one that has none, or names a point mass
+            whose path ends at another latent's draw, as autoguides make; or if the guide has
+            stock Pyro's ``infer={"baseline": ...}``.
 
     References:
         Williams 1992, "Simple statistical gradient-following algorithms"; Ranganath, Gerrish and
@@ -119,7 +127,8 @@ class ScoreFunction(Objective):
     @property
     def draws(self) -> Draws:
         """Constants, but for the sites that keep their paths."""
-        return Detached(frozenset(n for n, b in self.sites.items() if isinstance(b, Pathwise)))
+        kept = frozenset(n for n, b in self.sites.items() if isinstance(b, Pathwise))
+        return Detached(kept, point_masses=True)
 
     @property
     def state(self) -> nn.Module | None:
@@ -137,15 +146,15 @@ class ScoreFunction(Objective):
         self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]
     ) -> LogWeights:
         """Run the pair, and find out what depends on which latent."""
+        downstream = dependents(model, guide, args, kwargs)
         weights = super().weights(model, guide, args, kwargs)
-        self._check(weights)
-        require_densities(weights, "sites={{{name!r}: Pathwise()}}")
+        self._check(weights, downstream)
         latents = [s for s in weights.guide_sites.values() if s.score is not None]
         for site in latents:
             baseline = self._baseline(site)
             if isinstance(baseline, _State) and _key(site.name) not in self._memory:
                 self._memory[_key(site.name)] = SiteState(baseline, site.log_prob)
-        weights.notes["downstream"] = dependents(model, guide, args, kwargs)
+        weights.notes["downstream"] = downstream
         weights.notes["predictions"] = {
             site.name: self._predict(baseline.network, weights, site, (args, kwargs))
             for site in latents
@@ -166,49 +175,77 @@ class ScoreFunction(Objective):
         ]
         local, rest = weights.total(kept)
         surrogate = (weights.plate_scale * local.sum(-1) + rest).mean()
-        for site in weights.guide_sites.values():
-            if site.score is not None and site.score.requires_grad:
-                surrogate = surrogate + self._score_term(weights, site, terms)
+        scored = [s for s in weights.guide_sites.values() if _learns(s)]
+        costs = _spread(weights, kl_weight) if scored else []
+        for site in scored:
+            surrogate = surrogate + self._score_term(weights, site, costs)
         return Estimate(bound.detach(), weights.common_scale * surrogate)
 
     def _baseline(self, site: Site) -> Baseline | Pathwise:
         return self.sites.get(site.name, self.baseline)
 
-    def _check(self, weights: LogWeights) -> None:
+    def _check(self, weights: LogWeights, downstream: Dependents) -> None:
+        for site in weights.guide_sites.values():
+            if site.stock_baseline:
+                raise OptionError(
+                    f"site {site.name!r} of the guide has infer={{'baseline': ...}}, which is "
+                    "TraceGraph_ELBO's and would change nothing here; take it out and give "
+                    f"sites={{{site.name!r}: DecayingAverage()}} or Learned(...)"
+                )
         for name, chosen in self.sites.items():
-            site = weights.guide_sites.get(name)
-            if site is None or site.observed:
+            if name not in weights.guide_sites or weights.guide_sites[name].observed:
                 raise OptionError(
                     f"sites names {name!r}, which the guide does not sample; its latents are "
                     f"{', '.join(map(repr, weights.latents))}"
                 )
+            site = weights.guide_sites[name]
+            if is_point_mass(site.fn):
+                self._check_point_mass(name, weights, downstream)
             if isinstance(chosen, Pathwise) and not site.reparameterized:
                 raise OptionError(
                     f"sites asks for the path of {name!r}, a {type(site.fn).__name__}, which is "
                     "not reparameterised; give it a baseline"
                 )
 
+    def _check_point_mass(self, name: str, weights: LogWeights, downstream: Dependents) -> None:
+        """Refuse a choice for a value that is computed, where it would change nothing."""
+        sources = [s for s in weights.guide_sites if s != name and name in downstream.get(s, ())]
+        if isinstance(self.sites[name], Pathwise):
+            ends = [s for s in sources if not isinstance(self.sites.get(s), Pathwise)]
+            if not ends:
+                return
+            problem = f"whose path ends at the draw of {', '.join(map(repr, ends))}"
+        else:
+            ends, problem = sources, "which is computed and not drawn"
+        instead = f"name {', '.join(map(repr, ends))} instead" if ends else "leave it out"
+        raise OptionError(f"sites names {name!r}, a Delta in the guide, {problem}; {instead}")
+
     def _predict(
         self, network: nn.Module, weights: LogWeights, site: Site, inputs: tuple[tuple, dict]
     ) -> Tensor:
-        shape = torch.Size([weights.batch_size]) if _own(weights, site) else torch.Size([])
+        own = 1 in _kept(weights, site)
+        shape = torch.Size([weights.batch_size]) if own else torch.Size([])
         return predict(network, *inputs, shape)
 
-    def _score_term(self, weights: LogWeights, site: Site, terms: list[Any]) -> Tensor:
+    def _score_term(self, weights: LogWeights, site: Site, terms: "_Terms") -> Tensor:
         """Score times cost less baseline, averaged over particles, and what the baseline learns."""
         cost = _cost(weights, site, terms)
         baseline = self._baseline(site)
-        predicted = weights.notes["predictions"].get(site.name)
+        predicted = _beside(weights.notes["predictions"].get(site.name), cost, site)
         taken_off: Tensor | float = 0.0
         if isinstance(baseline, LeaveOneOut):
             taken_off = leave_one_out(cost.value)
         elif isinstance(baseline, _State):
-            taken_off = self._memory[_key(site.name)](cost.value, predicted)
+            taken_off = self._memory[_key(site.name)](cost.value, predicted, cost.present)
+            if cost.present is not None:
+                taken_off = torch.where(cost.present, taken_off, 0.0)
         term = cost.scale * (cost.score * (cost.value - taken_off)).sum() / weights.num_particles
         if predicted is not None:
             error = cost.value - taken_off + predicted.detach() - predicted
+            if cost.present is not None:
+                error = torch.where(cost.present, error, 0.0)
             # Squared error a datum, in the unit of a loss: the step divides by N.
-            size = weights.num_data / max(error.numel(), 1)
+            size = weights.num_data / max(cost.count, 1)
             term = term - size * error.square().sum() / weights.common_scale
         return term
 
@@ -233,23 +270,82 @@ def _whole(weights: LogWeights, terms: list[tuple[int, Site, Tensor]]) -> Tensor
     return weights.common_scale * (weights.plate_scale * local.sum(-1) + rest).mean()
 
 
-def _own(weights: LogWeights, site: Site) -> bool:
-    """Whether a latent's costs are its own datum's: nothing outside the data plate sees it."""
-    sites = {**weights.guide_sites, **weights.model_sites}
-    seen = weights.notes["downstream"].get(site.name, frozenset(sites))
-    return site.local and all(sites[name].local for name in seen if name in sites)
+_Terms = list[tuple[Site, Tensor]]
 
 
-def _cost(weights: LogWeights, site: Site, terms: list[tuple[int, Site, Tensor]]) -> _Cost:
+def _learns(site: Site) -> bool:
+    return site.score is not None and site.score.requires_grad
+
+
+def _spread(weights: LogWeights, kl_weight: KLWeight) -> _Terms:
+    """Terms of the ELBO as costs ``(K, B, *plates)``: by the elements of plates, no gradients."""
+    found: _Terms = []
+    for sites, sign in ((weights.model_sites, 1.0), (weights.guide_sites, -1.0)):
+        for site in sites.values():
+            drawn = sign < 0 or not site.observed
+            weight = sign * weight_of(kl_weight, site.name) if drawn else sign
+            assert site.batch_log_prob is not None
+            log_prob = weights.by_plates(site, site.batch_log_prob)
+            found.append((site, (weight * log_prob).detach()))
+    return found
+
+
+def _reached(weights: LogWeights, site: Site) -> frozenset[str] | None:
+    """Names of the sites that depend on a latent's draw; ``None`` where that cannot be told."""
+    found: frozenset[str] | None = weights.notes["downstream"].get(site.name)
+    return found
+
+
+def _kept(weights: LogWeights, site: Site) -> frozenset[int]:
+    """The plates of a latent whose other elements do not see its draw."""
+    reached = _reached(weights, site)
+    sites = [*weights.guide_sites.values(), *weights.model_sites.values()]
+    return kept_axes(site, [s for s in sites if reached is None or s.name in reached])
+
+
+def _cost(weights: LogWeights, site: Site, terms: _Terms) -> _Cost:
     """The terms that depend on a latent's draw, with its score, in matching shapes."""
-    seen = weights.notes["downstream"].get(site.name)
-    found = [(s, t.detach()) for _, s, t in terms if seen is None or s.name in seen]
-    local, rest = weights.total(found)
-    if site.score is None:
-        raise OptionError(f"site {site.name!r} has no score")
-    if _own(weights, site):
-        return _Cost(site.score, local, weights.plate_scale)
-    score = site.score.sum(-1) if site.local else site.score
-    joint = weights.plate_scale * local.sum(-1) + rest
-    # Per datum of the whole set, so that a baseline sees the same whatever the minibatch.
-    return _Cost(score, joint / weights.num_data, float(weights.num_data))
+    reached, kept = _reached(weights, site), _kept(weights, site)
+    found = [(s, t) for s, t in terms if reached is None or s.name in reached]
+    if 1 in kept:  # then all of them lie in the data plate
+        scale = weights.plate_scale
+        costs = [gathered(term, kept) for _, term in found]
+    else:
+        # Per datum of the whole set, so that a baseline sees the same whatever the minibatch.
+        scale = float(weights.num_data)
+        shares = (weights.plate_scale / weights.num_data, 1.0 / weights.num_data)
+        costs = [gathered(term, kept) * shares[not s.local] for s, term in found]
+    score = gathered(scores_by_plates(site, weights.batch_size), kept)
+    particles = (weights.num_particles, *(-1,) * (score.dim() - 1))
+    score, value = score.expand(particles), reduce(torch.add, costs).expand(particles)
+    present = _present(weights, [s for s, _ in found], kept)
+    count = value.numel()
+    if site.column is not None and 1 in kept:
+        score, value = (part.narrow(1, site.column, 1) for part in (score, value))
+        present = None if present is None else present.narrow(1, site.column, 1)
+    return _Cost(score, value, present, count, scale)
+
+
+def _present(weights: LogWeights, sites: list[Site], kept: frozenset[int]) -> Tensor | None:
+    """Where a term of these sites is no mask's zero; ``None`` where there is one everywhere."""
+    if any(site.mask is None or site.mask is True for site in sites):
+        return None
+    found = None
+    for site in sites:
+        assert site.batch_log_prob is not None
+        mask = torch.as_tensor(site.mask, device=site.batch_log_prob.device)
+        bare = replace(site, mask=None, factor=1.0)
+        seen = by_plates(bare, mask.to(site.batch_log_prob.dtype), weights.batch_size)
+        seen = gathered(seen, kept) > 0
+        found = seen if found is None else found | seen
+    return found
+
+
+def _beside(predicted: Tensor | None, cost: _Cost, site: Site) -> Tensor | None:
+    """A prediction a datum, or one for all, in the place of the data among costs by plates."""
+    if predicted is None:
+        return None
+    by_datum = predicted.reshape(-1, *(1,) * (cost.value.dim() - 2))
+    if site.column is not None and len(by_datum) > 1:
+        by_datum = by_datum.narrow(0, site.column, 1)
+    return by_datum
