@@ -17,7 +17,7 @@ def kind_of_program(program: Any) -> Hashable:
     They are attributes of its modules, submodules included, or of an object that it is a method of,
     and for functions variables from around them. This runs at every step, and so has to be quick.
     """
-    found: list[Hashable] = []
+    found: list[Any] = []
     for part in _around(program):
         if type(part) in _PLAIN:
             found.append(part)
@@ -37,7 +37,7 @@ def tensors_of_program(program: Any) -> list[Tensor]:
     return found
 
 
-def _describe(module: nn.Module, found: list[Hashable]) -> None:
+def _describe(module: nn.Module, found: list[Any]) -> None:
     """Add types, names and values of all plain attributes of a module and its submodules."""
     seen, todo = set(), [module]
     while todo:

@@ -29,6 +29,8 @@ X = torch.linspace(-1.0, 2.0, 8).reshape(4, 2)
 class Gain(nn.Module):
     """A factor that is no parameter."""
 
+    gain: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("gain", torch.full((3,), 1.5))

@@ -143,6 +143,8 @@ def coins_guide() -> None:
 class Inner(nn.Module):
     """Where a switch may be."""
 
+    stage: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.coupled = False
@@ -306,6 +308,8 @@ class TestProgramsThatChange:
 
 class Usual(nn.Module):
     """What an ordinary program has: parameters in densities, layers with buffers, masks."""
+
+    shown: Tensor
 
     def __init__(self, guide: bool) -> None:
         super().__init__()

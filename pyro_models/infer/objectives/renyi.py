@@ -64,7 +64,7 @@ class RenyiELBO(MultiSampleBound):
     def value(self, log_w: Float[Tensor, "K M"]) -> Float[Tensor, " M"]:
         """The bound of each column of log-weights."""
         power = 1.0 - self.alpha
-        # Beyond this products with log-weights may overflow, and log K / power is no digit of theirs.
+        # Beyond this, products with log-weights may overflow, and log K / power is below rounding.
         if abs(power) > torch.finfo(log_w.dtype).max ** 0.5:
             return log_w.amax(0) if power > 0 else log_w.amin(0)
         if abs(power) < _NEAR_ONE:

@@ -240,7 +240,7 @@ class TestTighterBoundsQuickly:
         case, found = CASES["conjugate"](), []
         for count in self.counts:
             chosen = {"gradient": DoublyReparameterized()} if kind == "dreg" else {}
-            objective, p = IWAE(count, **chosen), case.start(self.draws)  # type: ignore[arg-type]
+            objective, p = IWAE(count, **chosen), case.start(self.draws)
             weights = objective.weights(case.model, case.guide, (p,), {})
             surrogate = objective.estimate(weights).surrogate
             rows = torch.autograd.grad(surrogate, list(p.values()))
