@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_models.infer.draws import latents_of, rerun
 from pyro_models.infer.dry_run import dry_run
+from pyro_models.infer.kinds import kind_of_program, tensors_of_program
 from pyro_models.infer.sites import is_point_mass, samples
 from pyro_models.infer.weights import Program
 
@@ -24,7 +26,7 @@ Dependents = dict[str, frozenset[str]]
 _Marks = frozenset[str]
 
 _NONE: _Marks = frozenset()
-_ARGUMENT = "an argument of the pair"
+_ARGUMENT = "what the pair is given or has hold of"
 _MOST_KINDS = 256
 
 # Ways out of torch that no operation sees. Those that an operation does see, such as ``item``, it
@@ -54,7 +56,7 @@ class _Taint(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.asked_arguments = False
-        """Whether the program looked at the values of its arguments."""
+        """Whether the program looked at values of its arguments, parameters or buffers."""
         # The storages themselves are kept, so that no address is given away again.
         self._marks: dict[int, tuple[Any, _Marks]] = {}
 
@@ -169,11 +171,14 @@ def dependents(model: Program, guide: Program, args: tuple, kwargs: dict[str, An
     On a latent that is missing everything may depend. All are missing where marks are lost, because
     a draw becomes a Python number or leaves torch: that is never wrong, only noisier.
 
-    Found in one run with marked tensors and remembered for the pair and for arguments of the same
-    shapes and plain values; not where the program asks for the values of tensors among them, which
-    may be others next time.
+    Found in one run with marked tensors and remembered for the pair, for arguments of the same
+    shapes and plain values, and for the same plain values among what the programs have hold of:
+    attributes of modules, variables from around functions. It is not remembered where a program
+    asks for the values of tensors among all these, parameters and buffers included, which may be
+    others next time. What is not seen to change is a switch that is neither a plain value nor a
+    tensor, such as an option object or an entry of a list.
     """
-    kind = _kind(model, guide, args, kwargs)
+    kind = (kind_of_program(model), kind_of_program(guide), *_kind(args, kwargs))
     known: dict[Any, Dependents] = {}
     with suppress(TypeError):  # for callables that cannot be keys: nothing is remembered of them
         known = _known.setdefault(model, weakref.WeakKeyDictionary()).setdefault(guide, known)
@@ -189,16 +194,16 @@ def dependents(model: Program, guide: Program, args: tuple, kwargs: dict[str, An
     return found
 
 
-def _kind(*inputs: Any) -> Hashable:
-    """What tells runs apart whose structure may differ."""
-    return tuple(_kind_of_leaf(leaf) for leaf in tree_leaves(inputs))
+def _kind(args: tuple, kwargs: dict[str, Any]) -> tuple[Hashable, ...]:
+    """What of the arguments tells runs apart whose structure may differ."""
+    return tuple(_kind_of_leaf(leaf) for leaf in tree_leaves((args, kwargs)))
 
 
 def _kind_of_leaf(leaf: Any) -> Hashable:
     if isinstance(leaf, Tensor):
         return Tensor, leaf.shape
     if isinstance(leaf, nn.Module):
-        return type(leaf), leaf.training
+        return kind_of_program(leaf)
     if leaf is None or isinstance(leaf, bool | int | float | str):
         return type(leaf), leaf
     return (type(leaf),)
@@ -209,8 +214,11 @@ def _survey(
 ) -> tuple[Dependents, bool]:
     """What depends on what, and whether that may be otherwise next time."""
     taint = _Taint()
-    taint.mark((args, kwargs), frozenset({_ARGUMENT}))
+    # In a dry run buffers are clones, and so are looked for here.
+    held = [tensors_of_program(part) for part in (model, guide, *tree_leaves((args, kwargs)))]
+    stored = [parameter for _, parameter in pyro.get_param_store().named_parameters()]
     try:
+        taint.mark((held, stored), frozenset({_ARGUMENT}))
         with _Watch(taint), taint:
             with _Track(taint):
                 guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)

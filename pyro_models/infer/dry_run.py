@@ -45,20 +45,56 @@ def preserved_rng(*holders: Any) -> Iterator[None]:
 
 @contextmanager
 def preserved_buffers(*programs: Any) -> Iterator[None]:
-    """Put back the programs' buffers, such as running means, and what they held."""
-    modules = {part for p in programs for m in modules_of(p).values() for part in m.modules()}
-    kept = [
-        (module, name, buffer, buffer.clone())
-        for module in modules
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
+    """Keep the programs' buffers, such as running means, and what they hold.
+
+    The modules get clones to work on meanwhile: no graph that was made before can be differentiated
+    through an original that is written to, be it with what it held. A program that holds the
+    original elsewhere too may still write to it; then, and only then, it is put back.
+    """
+    places = _buffers(programs)
+    originals = {id(buffer): buffer for _, _, buffer in places}
+    clones = {key: buffer.clone() for key, buffer in originals.items()}
+    values = {key: buffer.detach().clone() for key, buffer in originals.items()}
+    versions = {key: _version(buffer) for key, buffer in originals.items()}
+    try:
+        for module, name, buffer in places:
+            setattr(module, name, clones[id(buffer)])
+        yield
+    finally:
+        for module, name, buffer in places:
+            setattr(module, name, buffer)
+        for key, buffer in originals.items():
+            version, value = versions[key], values[key]
+            same = torch.equal(buffer, value) if version is None else buffer._version == version
+            if not same:
+                with torch.inference_mode(version is None), torch.no_grad():
+                    buffer.copy_(value)
+
+
+@contextmanager
+def same_buffers(*programs: Any) -> Iterator[None]:
+    """Put the programs' buffers themselves back where others took their places."""
+    kept = _buffers(programs)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for module, name, buffer, value in kept:
-                buffer.copy_(value)
-                setattr(module, name, buffer)
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
+
+
+def _buffers(programs: tuple[Any, ...]) -> list[tuple[nn.Module, str, Tensor]]:
+    """Every place of a buffer: tied ones have several."""
+    modules = {part: None for p in programs for m in modules_of(p).values() for part in m.modules()}
+    return [
+        (module, name, buffer)
+        for module in modules
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+    ]
+
+
+def _version(buffer: Tensor) -> int | None:
+    """How often a tensor was written to; ``None`` for inference tensors, which do not count."""
+    return None if buffer.is_inference() else buffer._version
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from pyro_models.infer.compiled import (
     traceable,
 )
 from pyro_models.infer.divergences import kl_per_datum
-from pyro_models.infer.dry_run import dry_run, preserved_buffers
+from pyro_models.infer.dry_run import dry_run, same_buffers
 from pyro_models.infer.kl_inputs import KLInputs
 from pyro_models.infer.objectives import Objective
 from pyro_models.infer.objectives.base import OptimizerFactory
@@ -355,7 +355,7 @@ class Step:
 
         rates = [rate for update in updates for rate in update.rate_inputs]
         state = [*self._state().values(), *rates, *self._kl.tensors()]
-        with preserved_buffers(*self._programs.values()):
+        with same_buffers(*self._programs.values()):
             return CompiledStep(run, batch, state)
 
     def _state(self) -> dict[str, Tensor]:

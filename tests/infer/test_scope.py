@@ -13,7 +13,13 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_models.infer.dry_run import dry_run, modules_of, preserved_buffers, preserved_rng
+from pyro_models.infer.dry_run import (
+    dry_run,
+    modules_of,
+    preserved_buffers,
+    preserved_rng,
+    same_buffers,
+)
 from pyro_models.infer.scope import BoundProgram, Scope, buffers
 
 
@@ -226,6 +232,40 @@ class TestDryRuns:
         assert owner.norm.running_mean is mean
         assert owner.norm.running_var is var
         assert mean.item() == 0.0
+
+    def test_programs_work_on_clones(self) -> None:
+        """Nothing is written to an original, or graphs that it is part of would be lost."""
+        owner = Owner()
+        owner.register_buffer("tied", owner.norm.running_mean)
+        before = {name: (b, b._version) for name, b in owner.named_buffers(remove_duplicate=False)}
+        with preserved_buffers(owner.model):
+            owner.norm(torch.randn(4, 1))
+            assert owner.norm.running_mean is owner.tied
+            assert owner.norm.running_mean is not before["tied"][0]
+        assert before["norm.running_mean"][0].item() == 0.0
+        for name, buffer in owner.named_buffers(remove_duplicate=False):
+            assert buffer is before[name][0]
+            assert buffer._version == before[name][1]
+
+    def test_inference_tensors(self) -> None:
+        owner = Owner()
+        with torch.inference_mode():
+            owner.norm.running_mean = kept = torch.zeros(1)
+        with preserved_buffers(owner), torch.inference_mode():
+            kept.add_(1.0)
+        assert owner.norm.running_mean is kept
+        assert kept.item() == 0.0
+
+    def test_the_same_buffers_with_what_they_hold_now(self) -> None:
+        owner = Owner()
+        mean, var = owner.norm.running_mean, owner.norm.running_var
+        assert mean is not None
+        with same_buffers(owner.model):
+            mean.add_(1.0)
+            owner.norm.running_var = torch.full((1,), 7.0)
+        assert owner.norm.running_mean is mean
+        assert owner.norm.running_var is var
+        assert mean.item() == 1.0
 
     def test_all_together(self) -> None:
         owner = Owner()

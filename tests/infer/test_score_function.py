@@ -560,11 +560,22 @@ class TestLearned:
             mean = (costs - 3.0).mean().item() if not step_ else mean
 
     def test_frozen_guides_teach_nothing(self) -> None:
+        """Without a score there is no cost to predict: the model alone learns."""
         made = step()
         made.initialize(X)
+        before = {}
         for name, parameter in made.parameters().items():
             parameter.requires_grad_(not name.startswith("guide"))
+            before[name] = parameter.detach().clone()
+        for _ in range(3):
+            made(X)
+        moved = {n for n, p in made.parameters().items() if not torch.equal(p, before[n])}
+        assert moved == {"model.mean"}
+        for parameter in made.parameters().values():
+            parameter.requires_grad_()
         made(X)
+        moved = {n for n, p in made.parameters().items() if not torch.equal(p, before[n])}
+        assert moved == set(before)
 
     @pytest.mark.parametrize("inner", [False, True])
     def test_under_stock_svi(self, store: None, inner: bool) -> None:

@@ -15,7 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_models.infer import IWAE, VIMCO, Objective, RenyiELBO, ReweightedWakeSleep
+from pyro_models.infer import (
+    IWAE,
+    VIMCO,
+    Objective,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    ThermodynamicELBO,
+)
 from tests.infer.gradient_cases import DTYPE, normal
 from tests.infer.multi_sample_cases import (
     CASES,
@@ -205,6 +212,60 @@ class TestOneWeightADatum:
             return objective.estimate(weights).surrogate
 
         torch.testing.assert_close(self.mean(surrogate), self.exact())
+
+
+class TestOneRankADatum:
+    """Row 4 again: the tail-adaptive objective too weighs the draws of a datum by themselves.
+
+    The weights of Wang, Liu and Liu 2018 are ranks of p / q among the draws; we have no such
+    objective, but others with weights of draws, under the same test.
+    """
+
+    x = torch.tensor([-0.6, 1.4], dtype=DTYPE)
+    # The first draw suits the first datum better, the second one the second datum by far.
+    noise = torch.tensor([[-0.4, -2.0], [0.9, 1.2]], dtype=DTYPE)
+
+    def gradient(self, elbo: Any, data: list[int]) -> Tensor:
+        """By each datum's own place, at the same draws."""
+        loc = torch.tensor([0.1, 0.2], dtype=DTYPE)[data].requires_grad_()
+
+        def model() -> None:
+            with pyro.plate("data", len(data)):
+                z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=DTYPE), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=self.x[data])
+
+        def guide() -> None:
+            with pyro.plate("data", len(data)):
+                pyro.sample("z", dist.Normal(loc, 1.0))
+
+        with Preset({"z": self.noise[:, data]}):
+            loss = elbo.differentiable_loss(model, guide)
+        return torch.autograd.grad(loss, loc)[0]
+
+    def assert_each_by_itself(self, elbo: Any) -> None:
+        alone = torch.cat([self.gradient(elbo, [0]), self.gradient(elbo, [1])])
+        torch.testing.assert_close(self.gradient(elbo, [0, 1]), alone)
+
+    @pytest.mark.xfail(reason="one rank for the whole batch", raises=AssertionError)
+    def test_stock(self) -> None:
+        elbo = pyro.infer.TraceTailAdaptive_ELBO(
+            num_particles=2, vectorize_particles=True, max_plate_nesting=1
+        )
+        self.assert_each_by_itself(elbo)
+
+    def test_stock_where_all_data_rank_draws_alike(self) -> None:
+        """There it is right: it is the batch that is wrong, not the test."""
+        self.noise = torch.tensor([[-0.4, 1.2], [0.9, -2.0]], dtype=DTYPE)
+        elbo = pyro.infer.TraceTailAdaptive_ELBO(
+            num_particles=2, vectorize_particles=True, max_plate_nesting=1
+        )
+        self.assert_each_by_itself(elbo)
+
+    @pytest.mark.parametrize(
+        "objective", [IWAE(2), RenyiELBO(0.5, 2), ThermodynamicELBO(2)], ids=repr
+    )
+    def test_ours(self, objective: Objective) -> None:
+        self.assert_each_by_itself(objective)
 
 
 class TestOneInstanceManyPairs:

@@ -102,8 +102,18 @@ class MIWAE(MultiSampleBound):
 class PIWAE(Objective):
     r"""Each side by the bound that serves it: the model by ``IWAE(M K)``, the guide by ``MIWAE``.
 
-    The same M K particles give both. The bound that is reported is the model's, ``IWAE(M K)``.
-    The model runs twice, once on the draws and once on constants of their values.
+    With :math:`\theta` the model's parameters and :math:`\phi` the guide's, their gradients are
+
+    .. math::
+        \nabla_\theta\, E \log \frac1{MK} \sum_{m=1}^M \sum_{k=1}^K w_{mk}
+        = \nabla_\theta \mathcal L_{MK}, \qquad
+        \nabla_\phi\, E \frac1M \sum_{m=1}^M \log \frac1K \sum_{k=1}^K w_{mk}
+        = \nabla_\phi \mathcal L_K,
+
+    where :math:`w_{mk} = p_\theta(x, z_{mk}) / q_\phi(z_{mk} \mid x)` and
+    :math:`z_{mk} \sim q_\phi(z \mid x)`. The same M K particles give both. The bound that is
+    reported is the model's, :math:`\mathcal L_{MK}`. The model runs twice, once on the draws and
+    once on constants of their values.
 
     Args:
         num_bounds: M.

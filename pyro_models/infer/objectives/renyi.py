@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -63,7 +64,8 @@ class RenyiELBO(MultiSampleBound):
     def value(self, log_w: Float[Tensor, "K M"]) -> Float[Tensor, " M"]:
         """The bound of each column of log-weights."""
         power = 1.0 - self.alpha
-        if math.isinf(power):
+        # Beyond this, products with log-weights may overflow, and log K / power is below rounding.
+        if abs(power) > torch.finfo(log_w.dtype).max ** 0.5:
             return log_w.amax(0) if power > 0 else log_w.amin(0)
         if abs(power) < _NEAR_ONE:
             mean = log_w.mean(0)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,12 +17,19 @@ from pyro_models.infer.weights import Program
 
 @dataclass(frozen=True)
 class LeftRule:
-    """Each interval by its left end: a lower bound, for the integrand grows."""
+    """Each interval by its left end: a lower bound, for the integrand grows.
+
+    With K draws it is at most the bound of ``IWAE(K)`` on the same draws.
+    """
 
 
 @dataclass(frozen=True)
 class RightRule:
-    """Each interval by its right end: an upper bound."""
+    """Each interval by its right end: an upper bound, were expectations exact.
+
+    With K draws it is at least the bound of ``IWAE(K)`` on the same draws, which is all that is
+    sure: its mean may lie below log p(x).
+    """
 
 
 @dataclass(frozen=True)
@@ -42,13 +50,22 @@ class ThermodynamicELBO(Objective):
 
     its integrand taken at :math:`0 = \beta_0 < \dots < \beta_J = 1`. With the left rule and J = 1
     it is the ELBO, and with more intervals a tighter lower bound. Expectations are self-normalised
-    over K draws of q with weights :math:`w^\beta`, biased by O(1/K). The gradient of each is
+    over K draws of q with weights :math:`w^\beta`, biased by O(1/K). The integrand is then the
+    slope of :math:`\log \frac1K \sum_k w_k^\beta`, which is convex in :math:`\beta`, 0 at its start
+    and the bound of ``IWAE(K)`` at its end, and so on the same draws
+
+    .. math::
+        \text{left rule} \le \log \frac1K \sum_k w_k \le \text{right rule}.
+
+    The left rule's mean is a lower bound of log p(x) at any K, therefore; the right rule's is an
+    upper bound only in the limit of many draws. The gradient of each expectation is
 
     .. math::
         E_{\pi_\beta}[\nabla \log w] +
-        \mathrm{Cov}_{\pi_\beta}[(1 - \beta) \nabla \log q + \beta \nabla \log p, \log w],
+        \mathrm{Cov}_{\pi_\beta}[\nabla \log q + \beta \nabla \log w, \log w],
 
-    for which draws are constants: latents need not be reparameterised.
+    for which draws are constants: latents need not be reparameterised. Masks and scales of latents
+    are in w; the :math:`\log q` beside it is that of the draws, which neither changes.
 
     Args:
         num_particles: K, at least 2.
@@ -117,7 +134,9 @@ class ThermodynamicELBO(Objective):
         require_all_data(weights)
         plain = weights.importance().detach()
         log_w = weights.importance(kl_weight)
-        log_q = weights.log_q_all()
+        # What the draws come from: no mask or scale on a latent changes it.
+        log_q = weights.scores()
+        log_q = torch.zeros_like(plain) if log_q is None else log_q
         bound, surrogate = plain.new_zeros(()), plain.new_zeros(())
         for beta, share in zip(self.betas, self._shares(), strict=True):
             if share:
