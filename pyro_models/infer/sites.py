@@ -11,6 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_models.errors import OptionError, SiteMismatchError
+from pyro_models.infer.densities import density_of
 from pyro_models.infer.sums import NO_SUMS, Sums
 from pyro_models.programs import DATA_PLATE
 
@@ -126,8 +127,9 @@ class Layout:
         frames = frames_of(node)
         own = next((f for f in frames if self.frame and f.name == self.frame.name), None)
         fn, given = node["fn"], (node["value"], *node["args"])
-        parts = fn.score_parts(*given, **node["kwargs"]) if drawn else None
-        log_prob = fn.log_prob(*given, **node["kwargs"]) if parts is None else parts.log_prob
+        with density_of(node["name"], fn, drawn=drawn):
+            parts = fn.score_parts(*given, **node["kwargs"]) if drawn else None
+            log_prob = fn.log_prob(*given, **node["kwargs"]) if parts is None else parts.log_prob
         for shape in (fn.batch_shape, log_prob.shape):
             _check_shape(node["name"], shape, frames, self.depth, self.particles, self.sums.sizes)
             self.sums.check(node["name"], shape, node["cond_indep_stack"])

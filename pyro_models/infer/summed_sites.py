@@ -20,6 +20,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_models.errors import OptionError, SiteMismatchError
+from pyro_models.infer.densities import density_of
+from pyro_models.infer.scales import shared_scale
 from pyro_models.infer.summation import Term, Variable, connected, sum_out
 
 # What an enumerated site must not inherit: samples instead of values are no exact sum.
@@ -215,7 +217,8 @@ class Collector(Messenger):
     def _record(self, msg: Any, before: Any, shown: _Dependent | None) -> None:
         name = msg["name"]
         fn, frames = before["fn"], before["cond_indep_stack"]
-        log = fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        with density_of(name, fn, drawn=False):
+            log = fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
         scale = before["scale"]
         for frame in frames:
             scale = scale / _fraction(frame)
