@@ -141,7 +141,8 @@ def remembered_marginal(model: Program) -> Program:
     """
     try:
         known = _cache.get(model)
-        if known is None:
+        # A bound method equals another that may be gone before it.
+        if known is None or known._held() is not model:
             known = _cache[model] = Marginal(weakref.ref(model))
         return known
     except TypeError:  # callables that cannot be keys
@@ -188,7 +189,7 @@ def remembered_hidden(guide: Program, names: tuple[str, ...]) -> Program:
     """The guide with sites hidden, the same program at each call while the guide lives."""
     try:
         known = _hidden.setdefault(guide, {})
-        if names not in known:
+        if names not in known or known[names]._held() is not guide:
             known[names] = Hidden(weakref.ref(guide), names)
         return known[names]
     except TypeError:  # callables that cannot be keys

@@ -42,7 +42,7 @@ from pyro_models.infer import (
     log_weights,
     marginal,
 )
-from pyro_models.infer.enumeration import _cache
+from pyro_models.infer.enumeration import _cache, remembered_hidden, remembered_marginal
 from pyro_models.infer.summation import Term, Variable, sum_out
 from pyro_models.programs import announce, data_plate
 from tests.infer.step_cases import Mixture, adam, no_guide, sgd, values
@@ -844,6 +844,26 @@ class TestTheWrapper:
         p = parameters()
         objective = Enumerated(ELBO(2))
         assert objective.loss(Slotted(), no_guide, p) == objective.loss(mixture, no_guide, p)
+
+    def test_methods_that_equal_each_other(self) -> None:
+        """The one is remembered and gone, where the other is still here."""
+
+        class Programs:
+            def model(self, p: Parameters) -> None:
+                mixture(p)
+
+            def guide(self, p: Parameters) -> None:
+                pass
+
+        programs, p = Programs(), parameters()
+        first = programs.model, programs.guide
+        second = programs.model, programs.guide
+        for model, guide in (first, second):
+            made = remembered_marginal(model), remembered_hidden(guide, ("k",))
+        del first, model, guide
+        gc.collect()
+        assert ELBO().loss(*made, p) == Enumerated().loss(mixture, no_guide, p)
+        assert second
 
     def test_the_models_generator_and_buffers_stay(self) -> None:
         class Normed(nn.Module):
