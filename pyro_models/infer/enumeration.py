@@ -15,11 +15,11 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_models.infer.dry_run import dry_run, modules_of
 from pyro_models.infer.summed_sites import Collector, Survey, is_summed
-from pyro_models.infer.weights import Program
+from pyro_models.infer.weights import Program, kind_of, remember
 
 
 def marginal(model: Program) -> Program:
@@ -113,12 +113,12 @@ class Marginal:
 
     def _depth(self, model: Program, outside: list[Messenger], args: tuple, kwargs: dict) -> int:
         """Dimensions of the model's plates, by one run that is remembered for such arguments."""
-        kind = (*map(_kind, args), *((name, _kind(value)) for name, value in kwargs.items()))
+        kind = kind_of(args, kwargs)
         if kind not in self._depths:
             survey = Survey(outside)
             with dry_run(model, self, args, kwargs), survey:
                 model(*args, **kwargs)
-            self._depths[kind] = survey.depth
+            remember(self._depths, kind, survey.depth)
         return self._depths[kind]
 
 
@@ -205,10 +205,3 @@ def _kept(held: Any, what: str) -> Program:
 
 def _signed(program: Program) -> Program:
     return program.forward if isinstance(program, nn.Module) else program
-
-
-def _kind(argument: Any) -> Hashable:
-    """What may change the plates that a model opens."""
-    if isinstance(argument, bool | str):
-        return argument
-    return type(argument), argument.dim() if isinstance(argument, Tensor) else 0

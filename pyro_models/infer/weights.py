@@ -142,6 +142,8 @@ def run_pair(
 
 
 _Depths = dict[Hashable, int]
+REMEMBERED = 256
+"""Kinds of arguments whose depth of plates is kept for a pair."""
 _nesting: "weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, _Depths]]" = (
     weakref.WeakKeyDictionary()
 )
@@ -160,8 +162,15 @@ def _plate_nesting(model: Program, guide: Program, args: tuple, kwargs: dict) ->
             model_trace = rerun(model, guide_trace, {}, (args, kwargs))
             # Among K particles, a dimension of size K that is not theirs would pass unseen.
             record_run(guide_trace, model_trace, particles=1, nesting=None)
-        known[kind] = plate_depth(guide_trace, model_trace)
+        remember(known, kind, plate_depth(guide_trace, model_trace))
     return known[kind]
+
+
+def remember(known: _Depths, kind: Hashable, depth: int) -> None:
+    """Keep a depth; what is known is forgotten before it grows without end."""
+    if len(known) >= REMEMBERED:
+        known.clear()
+    known[kind] = depth
 
 
 def kind_of(args: tuple, kwargs: dict[str, Any]) -> Hashable:
@@ -169,7 +178,10 @@ def kind_of(args: tuple, kwargs: dict[str, Any]) -> Hashable:
     return (*map(_kind, args), *((name, _kind(value)) for name, value in kwargs.items()))
 
 
-def _kind(argument: Any) -> tuple[type, int]:
+def _kind(argument: Any) -> Hashable:
+    # A program branches on flags, counts and names; a float may be another at each step.
+    if isinstance(argument, bool | int | str):
+        return type(argument), argument
     return type(argument), argument.dim() if isinstance(argument, Tensor) else 0
 
 

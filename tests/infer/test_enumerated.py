@@ -933,6 +933,18 @@ class TestTheWrapper:
             assert Enumerated(ELBO(particles)).loss(model, no_guide) == pytest.approx(0.0)
             assert Enumerated(ELBO(particles)).loss(model, no_guide, ROWS) > 1.0
 
+    def test_flags_that_open_other_plates(self) -> None:
+        def model(deep: int) -> None:
+            with data():
+                k = pyro.sample("k", flip(0.3))
+                if deep:
+                    with pyro.plate("words", 2, dim=-2):
+                        pyro.sample("rows", normal(k), obs=ROWS)
+
+        for particles in (1, 2):
+            assert Enumerated(ELBO(particles)).loss(model, no_guide, 0) == pytest.approx(0.0)
+            assert Enumerated(ELBO(particles)).loss(model, no_guide, 1) > 1.0
+
 
 class Components(nn.Module):
     """Four Gaussians in a line, their component a discrete site."""

@@ -598,6 +598,42 @@ class TestTheGuessOfTheDepth:
         expected = 2 * dist.Normal(z.squeeze(1), 1.0).log_prob(torch.zeros(4))
         torch.testing.assert_close(weights.log_p["y"], expected)
 
+    @pytest.mark.parametrize(("shallow", "deep"), [(False, True), (0, 1), ("a", "b")])
+    def test_flags_may_open_other_plates(self, shallow: Any, deep: Any) -> None:
+        def program(x: Tensor, flag: Any, guide: bool) -> None:
+            with pyro.plate("data", 4, dim=-1):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                if flag == deep:
+                    with pyro.plate("inner", 2, dim=-2):
+                        pyro.sample("w", dist.Normal(z, 1.0))
+                if not guide:
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def model(x: Tensor, flag: Any) -> None:
+            program(x, flag, guide=False)
+
+        def guide(x: Tensor, flag: Any) -> None:
+            program(x, flag, guide=True)
+
+        assert log_weights(model, guide, X, shallow, num_particles=2).local.shape == (2, 4)
+        assert log_weights(model, guide, X, flag=shallow, num_particles=2).local.shape == (2, 4)
+        for weights in (
+            log_weights(model, guide, X, deep, num_particles=2),
+            log_weights(model, guide, X, flag=deep, num_particles=2),
+        ):
+            assert weights.guide_sites["w"].value.shape == (2, 2, 4)
+
+    def test_it_does_not_grow_without_end(self) -> None:
+        known: dict[Any, int] = {}
+        for kind in range(1000):
+            weights_module.remember(known, kind, 1)
+            assert known[kind] == 1
+            assert len(known) <= weights_module.REMEMBERED
+
+    def test_a_number_that_is_annealed_makes_no_other_kind(self) -> None:
+        kinds = [weights_module.kind_of((X, beta), {}) for beta in (0.1, 0.2)]
+        assert kinds[0] == kinds[1]
+
     def test_callables_that_cannot_be_keys(self) -> None:
         @dataclass
         class Model:
