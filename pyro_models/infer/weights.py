@@ -32,6 +32,7 @@ from pyro_models.infer.sites import (
     Site,
     columns_of,
     data_frame,
+    frames_of,
     plate_depth,
     samples,
 )
@@ -214,6 +215,23 @@ def _check_sites(model_trace: Any, guide_trace: Any) -> None:
             )
 
 
+def _check_plates(model_trace: Any, guide_trace: Any) -> None:
+    model = {n["name"]: frames_of(n) for n in samples(model_trace)}
+    everywhere = [f for frames in model.values() for f in frames]
+    for node in samples(guide_trace):
+        theirs = {f.name: f for f in model.get(node["name"], everywhere)}
+        for ours in frames_of(node):
+            other = theirs.get(ours.name, ours)
+            sizes = [(f.size, f.full_size or f.size) for f in (ours, other)]
+            if sizes[0] != sizes[1]:
+                (b, n), (size, full) = sizes
+                raise SiteMismatchError(
+                    f"site {node['name']!r} lies in plate {ours.name!r}, of which there are {size} "
+                    f"of {full} in the model and {b} of {n} in the guide; give the plate the same "
+                    "size and the same subsample in both, so that both densities count alike"
+                )
+
+
 def record_run(
     guide_trace: Any,
     model_trace: Any,
@@ -225,6 +243,7 @@ def record_run(
 ) -> tuple[LogWeights, Layout]:
     """The record of two traces, the model's at the guide's draws, and where things lie in it."""
     _check_sites(model_trace, guide_trace)
+    _check_plates(model_trace, guide_trace)
     depth = plate_depth(model_trace, guide_trace) if nesting is None else nesting
     frame = data_frame(model_trace)
     batch = frame.size if frame is not None else 0

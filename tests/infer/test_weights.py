@@ -500,6 +500,37 @@ class TestRefusals:
         )
 
     @pytest.mark.parametrize("k", [1, 4])
+    def test_a_data_plate_of_another_size(self, k: int) -> None:
+        """The guide's densities would count B / N of what they should, in silence."""
+
+        def guide(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x, 1.0))
+
+        message = refused(local().model, guide, X, k=k)
+        assert "'z' lies in plate 'data', of which there are 4 of 12 in the model" in message
+        assert "4 of 4 in the guide" in message
+
+    def test_another_plate_of_another_size(self) -> None:
+        def guide(x: Tensor) -> None:
+            with pyro.plate("groups", 3, dim=-2):
+                pyro.sample("group", dist.Normal(0.0, 0.5))
+                with pyro.plate("data", 8, subsample=torch.arange(4), dim=-1):
+                    pyro.sample("z", dist.Normal(x, 0.5))
+
+        pair = nested()
+        message = refused(pair.model, guide, *pair.args)
+        assert "'group' lies in plate 'groups', of which there are 3 of 30 in the model" in message
+
+    def test_a_plate_of_another_size_around_what_the_model_has_not(self) -> None:
+        def guide(x: Tensor) -> None:
+            global_().guide(x)
+            with pyro.plate("data", len(x)):
+                pyro.sample("noise", dist.Normal(x, 0.5), infer={"is_auxiliary": True})
+
+        assert "'noise' lies in plate 'data'" in refused(global_().model, guide, X)
+
+    @pytest.mark.parametrize("k", [1, 4])
     def test_a_dimension_without_plate(self, k: int) -> None:
         def model(x: Tensor) -> None:
             pyro.sample("x", dist.Normal(torch.zeros(4), 1.0), obs=x)
