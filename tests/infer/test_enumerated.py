@@ -36,7 +36,11 @@ from pyro_models.infer import (
     MonteCarloKL,
     Objective,
     RenyiELBO,
+    ReweightedWakeSleep,
+    SleepPhase,
     Step,
+    Supervised,
+    WakeAndSleep,
     fit,
     log_likelihood,
     log_weights,
@@ -794,6 +798,14 @@ class TestRefusals:
         deep = True
         with pytest.raises(SiteMismatchError, match="'x' lies in more plates"):
             program()
+
+    @pytest.mark.parametrize("phase", [SleepPhase(), WakeAndSleep()])
+    def test_a_model_that_cannot_simulate(self, phase: Any) -> None:
+        inner = ReweightedWakeSleep(2, phase)
+        for objective in (inner, Supervised(inner)):
+            with pytest.raises(OptionError, match=r"sleep phase simulates.*WakePhase"):
+                Enumerated(objective)
+        assert Enumerated(ReweightedWakeSleep(2)).num_particles == 2
 
     def test_an_objective_that_is_none(self) -> None:
         with unchecked(), pytest.raises(OptionError, match="objective is 5"):
