@@ -34,11 +34,12 @@ def marginal(model: Program) -> Program:
     (``pyro.markov`` too) variable by variable, in log space.
 
     Latents that are summed out vanish. Where one other site depends on a sum, it stays and its
-    log-density is the sum's; where several do, they stay with log-density zero, and a factor
-    ``"marginal_<first latent>"`` in the plates that they share carries the sum. A plate's N/B and a
-    scale common to all sites of a sum multiply outside its logarithm; scales that differ are powers
-    of the densities inside. A mask drops a site's density from the sum, except that of a latent
-    that is summed out: without anything that depends on it, it sums to one.
+    log-density is the sum's; where several do, or scales differ or are tensors, they stay with
+    log-density zero, and a factor ``"marginal_<first latent>"`` in the plates that they share
+    carries the sum. A plate's N/B and a scale common to all sites of a sum multiply outside its
+    logarithm; scales that differ are powers of the densities inside. A mask drops a site's density
+    from the sum, except that of a latent that is summed out: without anything that depends on it,
+    it sums to one.
 
     The program conditions and does not simulate: run the model itself for that.
 

@@ -43,6 +43,8 @@ class Site:
     """Whether the site only names a value (``pyro.deterministic``): its density is 1."""
     column: int | None = None
     """Which datum the site belongs to, in a data plate that runs as a Python loop."""
+    minibatch: str | None = None
+    """A plate other than the data plate of which the site sees a part."""
     factor: Any = 1.0
     """Scale of this site beyond what is common to all, such as a tempering weight."""
     score: Tensor | None = None
@@ -92,6 +94,17 @@ def data_frame(model_trace: Any) -> CondIndepStackFrame | None:
 
 def _deterministic(node: dict[str, Any]) -> bool:
     return bool(node["infer"].get("_deterministic"))
+
+
+def _is_part(frame: CondIndepStackFrame) -> bool:
+    return bool(frame.full_size) and frame.full_size != frame.size
+
+
+def freed(factor: Any, common: float | Tensor) -> Any:
+    """A site's scale without the one that all sites share."""
+    if isinstance(common, Tensor):
+        return factor / common
+    return 1.0 if common != 1.0 else factor
 
 
 def columns_of(frame: CondIndepStackFrame | None, *traces: Any) -> dict[int, int]:
@@ -154,6 +167,7 @@ class Layout:
             dims=(-self.depth - 1, own.dim if own is not None else None),
             deterministic=_deterministic(node),
             column=self.columns.get(own.counter) if own is not None else None,
+            minibatch=next((f.name for f in frames if f is not own and _is_part(f)), None),
             factor=factor,
             score=log_prob if detached else score,
         )
@@ -170,10 +184,10 @@ class Layout:
             shape[own.dim] = factor.shape[1]
         return factor.reshape(shape + [1] * node["fn"].event_dim)
 
-    def fill(self, site: Site, common: float) -> Site:
+    def fill(self, site: Site, common: float | Tensor) -> Site:
         """The site with its densities in shape, freed of a scale common to all sites."""
         batch = self.frame.size if self.frame is not None else 0
-        site = replace(site, factor=1.0 if common != 1.0 else site.factor)
+        site = replace(site, factor=freed(site.factor, common))
         score = site.score
         if score is not None:
             score = reduce_to_weights(

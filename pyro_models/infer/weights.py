@@ -26,6 +26,7 @@ from pyro_models.infer.draws import (
 )
 from pyro_models.infer.dry_run import dry_run
 from pyro_models.infer.record import LogWeights
+from pyro_models.infer.scales import shared_scale
 from pyro_models.infer.sites import (
     PARTICLES,
     Layout,
@@ -282,11 +283,7 @@ def _check_places(model: dict[str, Site], guide: dict[str, Site]) -> None:
             )
 
 
-def _common_factor(sites: list[Site]) -> float:
+def _common_factor(sites: list[Site]) -> float | Tensor:
     """The scale that all sites share: it belongs outside every logarithm, not in the weights."""
-    factors = [site.factor for site in sites]
-    if not factors or any(isinstance(f, Tensor) for f in factors):
-        return 1.0
-    first = float(factors[0])
-    same = all(abs(f - first) <= 1e-12 * abs(first) for f in factors)
-    return first if same else 1.0
+    common = shared_scale([site.factor for site in sites if not site.deterministic])
+    return 1.0 if common is None else common

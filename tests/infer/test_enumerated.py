@@ -506,8 +506,37 @@ class TestScales:
         torch.testing.assert_close(-loss, 4 * (0.5 * prior + fit).logsumexp(-1).sum())
 
     def test_a_scale_for_each_datum_inside_a_sum(self) -> None:
-        with pytest.raises(SiteMismatchError, match="one number each"):
+        with pytest.raises(SiteMismatchError, match=r"'k' is part of a sum.*one number each"):
             Enumerated().loss(self.model, no_guide, parameters(), tensor(0.5, 0.2, 0.1), 1.0)
+        with pytest.raises(SiteMismatchError, match=r"'x' is part of a sum.*one number each"):
+            Enumerated().loss(self.model, no_guide, parameters(), 1.0, tensor(0.5, 0.2, 0.1))
+
+    @pytest.mark.parametrize(
+        "prior", [0.3, tensor(0.3)[0], tensor(0.3)], ids=["number", "0-dim", "1-dim"]
+    )
+    def test_a_common_scale_that_is_a_tensor(self, prior: Any) -> None:
+        p = parameters()
+        terms = self.parts(p)
+        exact = 0.3 * 4 * (terms[0] + terms[1]).logsumexp(-1).sum()
+        expected = gradient(exact, p)
+        for objective in (Enumerated(), Enumerated(IWAE(3))):
+            loss = objective.differentiable_loss(self.model, no_guide, p, prior, tensor(0.3)[0])
+            torch.testing.assert_close(-loss, exact)
+            torch.testing.assert_close(gradient(-loss, p), expected)
+
+    def test_one_graph_for_scales_that_agree_and_differ(self) -> None:
+        p = {name: value.detach() for name, value in parameters().items()}
+        prior, fit = self.parts(p)
+
+        def loss(one: Tensor, other: Tensor) -> Tensor:
+            return Enumerated().differentiable_loss(self.model, no_guide, p, one, other)
+
+        with pyro.validation_enabled(False):
+            graph = make_fx(loss)(tensor(0.5)[0], tensor(0.5)[0])
+        common = -graph(tensor(0.3)[0], tensor(0.3)[0])
+        torch.testing.assert_close(common, 4 * 0.3 * (prior + fit).logsumexp(-1).sum())
+        apart = -graph(tensor(0.3)[0], tensor(0.9)[0])
+        torch.testing.assert_close(apart, 4 * (0.3 * prior + 0.9 * fit).logsumexp(-1).sum())
 
 
 def clustered(p: Parameters, n: int | None = None) -> None:
