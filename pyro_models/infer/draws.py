@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_models.errors import OptionError
+from pyro_models.infer.densities import density_of
 from pyro_models.infer.sites import Layout, Site, is_point_mass, samples
 
 
@@ -105,7 +106,8 @@ def _require_paths(trace: Any) -> None:
         OptionError: If there is one; the message names it.
     """
     for node in latents_of(trace):
-        parts = node["fn"].score_parts(node["value"], *node["args"], **node["kwargs"])
+        with density_of(node["name"], node["fn"], drawn=True):
+            parts = node["fn"].score_parts(node["value"], *node["args"], **node["kwargs"])
         if not node["fn"].has_rsample or not is_zero(parts.score_function):
             raise OptionError(
                 f"site {node['name']!r} is a {type(node['fn']).__name__}, which is not "
@@ -169,5 +171,7 @@ def without_score(site: Site, fixed: dict[str, Tensor]) -> Site:
 
 
 def _density_at_constant(node: dict[str, Any]) -> Tensor:
-    log_prob: Tensor = node["fn"].log_prob(node["value"].detach(), *node["args"], **node["kwargs"])
+    fn, value = node["fn"], node["value"].detach()
+    with density_of(node["name"], fn, drawn=True):
+        log_prob: Tensor = fn.log_prob(value, *node["args"], **node["kwargs"])
     return log_prob

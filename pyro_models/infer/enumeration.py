@@ -15,11 +15,11 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_models.infer.dry_run import dry_run, modules_of
 from pyro_models.infer.summed_sites import Collector, Survey, is_summed
-from pyro_models.infer.weights import Program
+from pyro_models.infer.weights import Program, kind_of, remember
 
 
 def marginal(model: Program) -> Program:
@@ -34,11 +34,12 @@ def marginal(model: Program) -> Program:
     (``pyro.markov`` too) variable by variable, in log space.
 
     Latents that are summed out vanish. Where one other site depends on a sum, it stays and its
-    log-density is the sum's; where several do, they stay with log-density zero, and a factor
-    ``"marginal_<first latent>"`` in the plates that they share carries the sum. A plate's N/B and a
-    scale common to all sites of a sum multiply outside its logarithm; scales that differ are powers
-    of the densities inside. A mask drops a site's density from the sum, except that of a latent
-    that is summed out: without anything that depends on it, it sums to one.
+    log-density is the sum's; where several do, or scales differ or are tensors, they stay with
+    log-density zero, and a factor ``"marginal_<first latent>"`` in the plates that they share
+    carries the sum. A plate's N/B and a scale common to all sites of a sum multiply outside its
+    logarithm; scales that differ are powers of the densities inside. A mask drops a site's density
+    from the sum, except that of a latent that is summed out: without anything that depends on it,
+    it sums to one.
 
     The program conditions and does not simulate: run the model itself for that.
 
@@ -113,12 +114,12 @@ class Marginal:
 
     def _depth(self, model: Program, outside: list[Messenger], args: tuple, kwargs: dict) -> int:
         """Dimensions of the model's plates, by one run that is remembered for such arguments."""
-        kind = (*map(_kind, args), *((name, _kind(value)) for name, value in kwargs.items()))
+        kind = kind_of(args, kwargs)
         if kind not in self._depths:
             survey = Survey(outside)
             with dry_run(model, self, args, kwargs), survey:
                 model(*args, **kwargs)
-            self._depths[kind] = survey.depth
+            remember(self._depths, kind, survey.depth)
         return self._depths[kind]
 
 
@@ -141,7 +142,8 @@ def remembered_marginal(model: Program) -> Program:
     """
     try:
         known = _cache.get(model)
-        if known is None:
+        # A bound method equals another that may be gone before it.
+        if known is None or known._held() is not model:
             known = _cache[model] = Marginal(weakref.ref(model))
         return known
     except TypeError:  # callables that cannot be keys
@@ -188,7 +190,7 @@ def remembered_hidden(guide: Program, names: tuple[str, ...]) -> Program:
     """The guide with sites hidden, the same program at each call while the guide lives."""
     try:
         known = _hidden.setdefault(guide, {})
-        if names not in known:
+        if names not in known or known[names]._held() is not guide:
             known[names] = Hidden(weakref.ref(guide), names)
         return known[names]
     except TypeError:  # callables that cannot be keys
@@ -204,10 +206,3 @@ def _kept(held: Any, what: str) -> Program:
 
 def _signed(program: Program) -> Program:
     return program.forward if isinstance(program, nn.Module) else program
-
-
-def _kind(argument: Any) -> Hashable:
-    """What may change the plates that a model opens."""
-    if isinstance(argument, bool | str):
-        return argument
-    return type(argument), argument.dim() if isinstance(argument, Tensor) else 0

@@ -52,8 +52,9 @@ class LogWeights:
     """B: data in the minibatch; 0 where the program has no data plate."""
     num_data: int
     """N: data in the whole set; 1 where the program has no data plate."""
-    common_scale: float
-    """A scale that the user put on every site alike (``poutine.scale``), 1 without one."""
+    common_scale: float | Tensor
+    """A scale that the user put on every site alike (``poutine.scale``), 1 without one; where
+    it is a tensor, a 0-dim one."""
     paths: PathFactor = field(default_factory=PathFactor)
     """Where an objective that runs with ``PathsOnly`` puts the weight of each draw's path."""
     sums: Sums = NO_SUMS
@@ -172,7 +173,7 @@ class LogWeights:
         return self.fold([(s, weight_of(kl_weight, s.name) * s.log_prob) for s in sites])
 
     @property
-    def importance_scale(self) -> float:
+    def importance_scale(self) -> float | Tensor:
         """What a bound on ``importance`` is multiplied by, to be one for the whole data set."""
         return self.common_scale * (1.0 if self.is_joint else self.plate_scale)
 

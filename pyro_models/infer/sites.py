@@ -11,6 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_models.errors import OptionError, SiteMismatchError
+from pyro_models.infer.densities import density_of
 from pyro_models.infer.sums import NO_SUMS, Sums
 from pyro_models.programs import DATA_PLATE
 
@@ -42,6 +43,8 @@ class Site:
     """Whether the site only names a value (``pyro.deterministic``): its density is 1."""
     column: int | None = None
     """Which datum the site belongs to, in a data plate that runs as a Python loop."""
+    minibatch: str | None = None
+    """A plate other than the data plate of which the site sees a part."""
     factor: Any = 1.0
     """Scale of this site beyond what is common to all, such as a tempering weight."""
     score: Tensor | None = None
@@ -101,6 +104,17 @@ def _deterministic(node: dict[str, Any]) -> bool:
     return bool(node["infer"].get("_deterministic"))
 
 
+def _is_part(frame: CondIndepStackFrame) -> bool:
+    return bool(frame.full_size) and frame.full_size != frame.size
+
+
+def freed(factor: Any, common: float | Tensor) -> Any:
+    """A site's scale without the one that all sites share."""
+    if isinstance(common, Tensor):
+        return factor / common
+    return 1.0 if common != 1.0 else factor
+
+
 def columns_of(frame: CondIndepStackFrame | None, *traces: Any) -> dict[int, int]:
     """Column of each pass through a data plate that runs as a loop; empty for vectorised ones."""
     if frame is None or frame.vectorized:
@@ -135,8 +149,9 @@ class Layout:
         frames = frames_of(node)
         own = next((f for f in frames if self.frame and f.name == self.frame.name), None)
         fn, given = node["fn"], (node["value"], *node["args"])
-        parts = fn.score_parts(*given, **node["kwargs"]) if drawn else None
-        log_prob = fn.log_prob(*given, **node["kwargs"]) if parts is None else parts.log_prob
+        with density_of(node["name"], fn, drawn=drawn):
+            parts = fn.score_parts(*given, **node["kwargs"]) if drawn else None
+            log_prob = fn.log_prob(*given, **node["kwargs"]) if parts is None else parts.log_prob
         for shape in (fn.batch_shape, log_prob.shape):
             _check_shape(node["name"], shape, frames, self.depth, self.particles, self.sums.sizes)
             self.sums.check(node["name"], shape, node["cond_indep_stack"])
@@ -161,6 +176,7 @@ class Layout:
             dims=(-self.depth - 1, own.dim if own is not None else None),
             deterministic=_deterministic(node),
             column=self.columns.get(own.counter) if own is not None else None,
+            minibatch=next((f.name for f in frames if f is not own and _is_part(f)), None),
             factor=factor,
             score=log_prob if detached else score,
             axes=self._axes(frames, own),
@@ -185,10 +201,10 @@ class Layout:
             shape[own.dim] = factor.shape[1]
         return factor.reshape(shape + [1] * node["fn"].event_dim)
 
-    def fill(self, site: Site, common: float) -> Site:
+    def fill(self, site: Site, common: float | Tensor) -> Site:
         """The site with its densities in shape, freed of a scale common to all sites."""
         batch = self.frame.size if self.frame is not None else 0
-        site = replace(site, factor=1.0 if common != 1.0 else site.factor)
+        site = replace(site, factor=freed(site.factor, common))
         score = site.score
         if score is not None:
             score = reduce_to_weights(_plain(site), score, self.particles, batch)

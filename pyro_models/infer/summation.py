@@ -81,12 +81,24 @@ class Term:
         """The variables that it depends on."""
         return frozenset(d for d in self.dims if d >= 0)
 
-    def power(self, exponent: Any) -> "Term":
-        """The log-density of a power of the density."""
-        if isinstance(exponent, Tensor) and exponent.dim():
-            raise SiteMismatchError(
-                "sites of a sum have scales of different elements; scale them by one number each"
-            )
+    def power(self, exponent: Any, name: str) -> "Term":
+        """The log-density of a power of the density.
+
+        Args:
+            exponent: A number, or a tensor of one.
+            name: Site, for messages.
+
+        Raises:
+            SiteMismatchError: If the exponent has several elements.
+        """
+        if isinstance(exponent, Tensor):
+            if exponent.numel() > 1:
+                raise SiteMismatchError(
+                    f"site {name!r} is part of a sum over discrete latents, and has a scale for "
+                    f"each element, of shape {tuple(exponent.shape)}; scale the sites of a sum by "
+                    "one number each, or sample the latents in the guide"
+                )
+            exponent = exponent.reshape(())
         return Term(self.log * exponent, self.dims, self.frames)
 
     def without(self, dim: int, reduced: Tensor) -> "Term":

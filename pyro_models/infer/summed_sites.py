@@ -20,6 +20,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_models.errors import OptionError, SiteMismatchError
+from pyro_models.infer.densities import density_of
+from pyro_models.infer.scales import shared_scale
 from pyro_models.infer.summation import Term, Variable, connected, sum_out
 
 # What an enumerated site must not inherit: samples instead of values are no exact sum.
@@ -215,7 +217,8 @@ class Collector(Messenger):
     def _record(self, msg: Any, before: Any, shown: _Dependent | None) -> None:
         name = msg["name"]
         fn, frames = before["fn"], before["cond_indep_stack"]
-        log = fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        with density_of(name, fn, drawn=False):
+            log = fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
         scale = before["scale"]
         for frame in frames:
             scale = scale / _fraction(frame)
@@ -250,18 +253,21 @@ class Collector(Messenger):
         root = frozenset.intersection(*(record.term.frames for record in group))
         latent = next((r.name for r in group if r.shown is None), group[0].name)
         _check_minibatch(latent, group, root)
-        common = _common([record.scale for record in group])
-        terms = [r.term if common is not None else r.term.power(r.scale) for r in group]
+        common = shared_scale([record.scale for record in group])
+        # Of tensors nobody knows here whether they are equal: then the powers are all 1.
+        even = not isinstance(common, Tensor) and common is not None
+        outside = 1.0 if common is None else common
+        terms = [r.term if even else r.term.power(r.scale / outside, r.name) for r in group]
         log = sum_out(terms, self._variables).unnamed()
         shown = [r for r in group if r.shown is not None]
-        if common is not None and len(shown) == 1 and shown[0].term.frames == root:
+        if even and len(shown) == 1 and shown[0].term.frames == root:
             held = shown[0].shown
             held.held.append(log)  # type: ignore[union-attr]
             return
         for record in shown:
             record.shown.held.append(log.new_zeros(()))  # type: ignore[union-attr]
         frames = tuple(f for f in group[0].frames if f in root)
-        with _Inside(frames, 1.0 if common is None else common):
+        with _Inside(frames, outside):
             pyro.factor(f"marginal_{latent}", log)
 
 
@@ -273,7 +279,7 @@ class _Inside(Messenger):
         scale: A scale beside the plates'.
     """
 
-    def __init__(self, frames: tuple[CondIndepStackFrame, ...], scale: float):
+    def __init__(self, frames: tuple[CondIndepStackFrame, ...], scale: float | Tensor):
         super().__init__()
         self._frames = frames
         self._scale = scale
@@ -288,14 +294,6 @@ class _Inside(Messenger):
 def _fraction(frame: CondIndepStackFrame) -> float:
     """Scale of a plate: its size by that of its subsample."""
     return (frame.full_size or frame.size) / frame.size
-
-
-def _common(scales: list[Any]) -> float | None:
-    """The scale that all sites of a sum share, if any; tensors count as different."""
-    if any(isinstance(scale, Tensor) for scale in scales):
-        return None
-    first = float(scales[0])
-    return first if all(abs(s - first) <= 1e-12 * abs(first) for s in scales) else None
 
 
 def _check_minibatch(latent: str, group: list[_Record], root: frozenset) -> None:

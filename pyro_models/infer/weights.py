@@ -26,12 +26,14 @@ from pyro_models.infer.draws import (
 )
 from pyro_models.infer.dry_run import dry_run
 from pyro_models.infer.record import LogWeights
+from pyro_models.infer.scales import shared_scale
 from pyro_models.infer.sites import (
     PARTICLES,
     Layout,
     Site,
     columns_of,
     data_frame,
+    frames_of,
     plate_depth,
     samples,
 )
@@ -142,6 +144,8 @@ def run_pair(
 
 
 _Depths = dict[Hashable, int]
+REMEMBERED = 256
+"""Kinds of arguments whose depth of plates is kept for a pair."""
 _nesting: "weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, _Depths]]" = (
     weakref.WeakKeyDictionary()
 )
@@ -160,8 +164,15 @@ def _plate_nesting(model: Program, guide: Program, args: tuple, kwargs: dict) ->
             model_trace = rerun(model, guide_trace, {}, (args, kwargs))
             # Among K particles, a dimension of size K that is not theirs would pass unseen.
             record_run(guide_trace, model_trace, particles=1, nesting=None)
-        known[kind] = plate_depth(guide_trace, model_trace)
+        remember(known, kind, plate_depth(guide_trace, model_trace))
     return known[kind]
+
+
+def remember(known: _Depths, kind: Hashable, depth: int) -> None:
+    """Keep a depth; what is known is forgotten before it grows without end."""
+    if len(known) >= REMEMBERED:
+        known.clear()
+    known[kind] = depth
 
 
 def kind_of(args: tuple, kwargs: dict[str, Any]) -> Hashable:
@@ -169,7 +180,10 @@ def kind_of(args: tuple, kwargs: dict[str, Any]) -> Hashable:
     return (*map(_kind, args), *((name, _kind(value)) for name, value in kwargs.items()))
 
 
-def _kind(argument: Any) -> tuple[type, int]:
+def _kind(argument: Any) -> Hashable:
+    # A program branches on flags, counts and names; a float may be another at each step.
+    if isinstance(argument, bool | int | str):
+        return type(argument), argument
     return type(argument), argument.dim() if isinstance(argument, Tensor) else 0
 
 
@@ -202,6 +216,23 @@ def _check_sites(model_trace: Any, guide_trace: Any) -> None:
             )
 
 
+def _check_plates(model_trace: Any, guide_trace: Any) -> None:
+    model = {n["name"]: frames_of(n) for n in samples(model_trace)}
+    everywhere = [f for frames in model.values() for f in frames]
+    for node in samples(guide_trace):
+        theirs = {f.name: f for f in model.get(node["name"], everywhere)}
+        for ours in frames_of(node):
+            other = theirs.get(ours.name, ours)
+            sizes = [(f.size, f.full_size or f.size) for f in (ours, other)]
+            if sizes[0] != sizes[1]:
+                (b, n), (size, full) = sizes
+                raise SiteMismatchError(
+                    f"site {node['name']!r} lies in plate {ours.name!r}, of which there are {size} "
+                    f"of {full} in the model and {b} of {n} in the guide; give the plate the same "
+                    "size and the same subsample in both, so that both densities count alike"
+                )
+
+
 def record_run(
     guide_trace: Any,
     model_trace: Any,
@@ -213,6 +244,7 @@ def record_run(
 ) -> tuple[LogWeights, Layout]:
     """The record of two traces, the model's at the guide's draws, and where things lie in it."""
     _check_sites(model_trace, guide_trace)
+    _check_plates(model_trace, guide_trace)
     depth = plate_depth(model_trace, guide_trace) if nesting is None else nesting
     frame = data_frame(model_trace)
     batch = frame.size if frame is not None else 0
@@ -251,11 +283,7 @@ def _check_places(model: dict[str, Site], guide: dict[str, Site]) -> None:
             )
 
 
-def _common_factor(sites: list[Site]) -> float:
+def _common_factor(sites: list[Site]) -> float | Tensor:
     """The scale that all sites share: it belongs outside every logarithm, not in the weights."""
-    factors = [site.factor for site in sites]
-    if not factors or any(isinstance(f, Tensor) for f in factors):
-        return 1.0
-    first = float(factors[0])
-    same = all(abs(f - first) <= 1e-12 * abs(first) for f in factors)
-    return first if same else 1.0
+    common = shared_scale([site.factor for site in sites if not site.deterministic])
+    return 1.0 if common is None else common

@@ -36,13 +36,17 @@ from pyro_models.infer import (
     MonteCarloKL,
     Objective,
     RenyiELBO,
+    ReweightedWakeSleep,
+    SleepPhase,
     Step,
+    Supervised,
+    WakeAndSleep,
     fit,
     log_likelihood,
     log_weights,
     marginal,
 )
-from pyro_models.infer.enumeration import _cache
+from pyro_models.infer.enumeration import _cache, remembered_hidden, remembered_marginal
 from pyro_models.infer.summation import Term, Variable, sum_out
 from pyro_models.programs import announce, data_plate
 from tests.infer.step_cases import Mixture, adam, no_guide, sgd, values
@@ -502,8 +506,37 @@ class TestScales:
         torch.testing.assert_close(-loss, 4 * (0.5 * prior + fit).logsumexp(-1).sum())
 
     def test_a_scale_for_each_datum_inside_a_sum(self) -> None:
-        with pytest.raises(SiteMismatchError, match="one number each"):
+        with pytest.raises(SiteMismatchError, match=r"'k' is part of a sum.*one number each"):
             Enumerated().loss(self.model, no_guide, parameters(), tensor(0.5, 0.2, 0.1), 1.0)
+        with pytest.raises(SiteMismatchError, match=r"'x' is part of a sum.*one number each"):
+            Enumerated().loss(self.model, no_guide, parameters(), 1.0, tensor(0.5, 0.2, 0.1))
+
+    @pytest.mark.parametrize(
+        "prior", [0.3, tensor(0.3)[0], tensor(0.3)], ids=["number", "0-dim", "1-dim"]
+    )
+    def test_a_common_scale_that_is_a_tensor(self, prior: Any) -> None:
+        p = parameters()
+        terms = self.parts(p)
+        exact = 0.3 * 4 * (terms[0] + terms[1]).logsumexp(-1).sum()
+        expected = gradient(exact, p)
+        for objective in (Enumerated(), Enumerated(IWAE(3))):
+            loss = objective.differentiable_loss(self.model, no_guide, p, prior, tensor(0.3)[0])
+            torch.testing.assert_close(-loss, exact)
+            torch.testing.assert_close(gradient(-loss, p), expected)
+
+    def test_one_graph_for_scales_that_agree_and_differ(self) -> None:
+        p = {name: value.detach() for name, value in parameters().items()}
+        prior, fit = self.parts(p)
+
+        def loss(one: Tensor, other: Tensor) -> Tensor:
+            return Enumerated().differentiable_loss(self.model, no_guide, p, one, other)
+
+        with pyro.validation_enabled(False):
+            graph = make_fx(loss)(tensor(0.5)[0], tensor(0.5)[0])
+        common = -graph(tensor(0.3)[0], tensor(0.3)[0])
+        torch.testing.assert_close(common, 4 * 0.3 * (prior + fit).logsumexp(-1).sum())
+        apart = -graph(tensor(0.3)[0], tensor(0.9)[0])
+        torch.testing.assert_close(apart, 4 * (0.3 * prior + 0.9 * fit).logsumexp(-1).sum())
 
 
 def clustered(p: Parameters, n: int | None = None) -> None:
@@ -795,6 +828,14 @@ class TestRefusals:
         with pytest.raises(SiteMismatchError, match="'x' lies in more plates"):
             program()
 
+    @pytest.mark.parametrize("phase", [SleepPhase(), WakeAndSleep()])
+    def test_a_model_that_cannot_simulate(self, phase: Any) -> None:
+        inner = ReweightedWakeSleep(2, phase)
+        for objective in (inner, Supervised(inner)):
+            with pytest.raises(OptionError, match=r"sleep phase simulates.*WakePhase"):
+                Enumerated(objective)
+        assert Enumerated(ReweightedWakeSleep(2)).num_particles == 2
+
     def test_an_objective_that_is_none(self) -> None:
         with unchecked(), pytest.raises(OptionError, match="objective is 5"):
             Enumerated(5)  # type: ignore[arg-type]
@@ -844,6 +885,26 @@ class TestTheWrapper:
         p = parameters()
         objective = Enumerated(ELBO(2))
         assert objective.loss(Slotted(), no_guide, p) == objective.loss(mixture, no_guide, p)
+
+    def test_methods_that_equal_each_other(self) -> None:
+        """The one is remembered and gone, where the other is still here."""
+
+        class Programs:
+            def model(self, p: Parameters) -> None:
+                mixture(p)
+
+            def guide(self, p: Parameters) -> None:
+                pass
+
+        programs, p = Programs(), parameters()
+        first = programs.model, programs.guide
+        second = programs.model, programs.guide
+        for model, guide in (first, second):
+            made = remembered_marginal(model), remembered_hidden(guide, ("k",))
+        del first, model, guide
+        gc.collect()
+        assert ELBO().loss(*made, p) == Enumerated().loss(mixture, no_guide, p)
+        assert second
 
     def test_the_models_generator_and_buffers_stay(self) -> None:
         class Normed(nn.Module):
@@ -912,6 +973,18 @@ class TestTheWrapper:
         for particles in (1, 2):
             assert Enumerated(ELBO(particles)).loss(model, no_guide) == pytest.approx(0.0)
             assert Enumerated(ELBO(particles)).loss(model, no_guide, ROWS) > 1.0
+
+    def test_flags_that_open_other_plates(self) -> None:
+        def model(deep: int) -> None:
+            with data():
+                k = pyro.sample("k", flip(0.3))
+                if deep:
+                    with pyro.plate("words", 2, dim=-2):
+                        pyro.sample("rows", normal(k), obs=ROWS)
+
+        for particles in (1, 2):
+            assert Enumerated(ELBO(particles)).loss(model, no_guide, 0) == pytest.approx(0.0)
+            assert Enumerated(ELBO(particles)).loss(model, no_guide, 1) > 1.0
 
 
 class Components(nn.Module):

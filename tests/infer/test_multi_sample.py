@@ -20,6 +20,7 @@ from pyro import poutine
 from pyro.infer import SVI
 from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_models.errors import OptionError
 from pyro_models.infer import (
@@ -507,6 +508,179 @@ def test_compiled_as_eager(name: str) -> None:
         losses.append(torch.stack([step(DATA) for _ in range(20)]))
     assert_same_trajectory(steps[0], steps[1])
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
+
+
+def scaled(scale: Any) -> Any:
+    """A model and a guide under ``poutine.scale``, the guide far from exact."""
+
+    def program(x: Tensor, guide: bool, scale: Any) -> None:
+        with pyro.plate("data", 9, subsample=torch.arange(len(x))), poutine.scale(scale=scale):
+            z = pyro.sample("z", dist.Normal(-0.4, 0.8) if guide else dist.Normal(0.0, 1.0))
+            if not guide:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return [functools.partial(program, guide=flag, scale=scale) for flag in (False, True)]
+
+
+class TestTensorScales:
+    """A scale on all sites is outside the logarithm, whether it is a number or a tensor."""
+
+    x = torch.tensor([0.3, -1.2, 2.0])
+
+    def loss(self, objective: Objective, scale: Any) -> float:
+        pyro.set_rng_seed(4)
+        return objective.loss(*scaled(scale), self.x)
+
+    @pytest.mark.parametrize("name", [n for n in OBJECTIVES if n != "wake and sleep"])
+    @pytest.mark.parametrize("shape", [(), (1,)])
+    def test_one_number(self, name: str, shape: tuple[int, ...]) -> None:
+        plain = self.loss(OBJECTIVES[name](), 1.0)
+        found = self.loss(OBJECTIVES[name](), torch.full(shape, 2.3))
+        assert found == pytest.approx(2.3 * plain, rel=1e-5)
+
+    @pytest.mark.parametrize("name", ["IWAE", "DReG", "STL"])
+    def test_gradients_are_scaled(self, name: str) -> None:
+        found = []
+        for scale in (2.3, torch.tensor(2.3)):
+            loc = torch.tensor(-0.4, requires_grad=True)
+
+            def program(x: Tensor, guide: bool, loc: Tensor = loc, scale: Any = scale) -> None:
+                with poutine.scale(scale=scale), pyro.plate("data", len(x)):
+                    z = pyro.sample("z", dist.Normal(loc, 0.8) if guide else dist.Normal(0.0, 1.0))
+                    if not guide:
+                        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+            pair = [functools.partial(program, guide=flag) for flag in (False, True)]
+            pyro.set_rng_seed(4)
+            loss = OBJECTIVES[name]().differentiable_loss(*pair, self.x)
+            found.append(torch.autograd.grad(loss, loc)[0])
+        torch.testing.assert_close(*found)
+
+    def test_one_graph_for_scales_that_agree_and_differ(self) -> None:
+        scales: list[Any] = []
+
+        def model(x: Tensor) -> None:
+            scaled(scales[0])[0](x)
+
+        def guide(x: Tensor) -> None:
+            scaled(scales[1])[1](x)
+
+        def loss(*given: Tensor) -> Tensor:
+            scales[:] = given
+            return IWAE(3).differentiable_loss(model, guide, self.x)
+
+        def by_numbers(*given: float) -> float:
+            scales[:] = given
+            pyro.set_rng_seed(4)
+            return IWAE(3).loss(model, guide, self.x)
+
+        by_numbers(1.0, 1.0)  # finds the depth of plates by a run, which must not be in the graph
+        with pyro.validation_enabled(False):
+            graph = make_fx(loss)(torch.tensor(2.0), torch.tensor(2.0))
+        for outer, inner in ((2.0, 2.0), (0.7, 0.7), (2.0, 0.7)):
+            pyro.set_rng_seed(4)
+            found = graph(torch.tensor(outer), torch.tensor(inner))
+            assert found.item() == pytest.approx(by_numbers(outer, inner), rel=1e-5)
+        assert by_numbers(2.0, 0.7) != pytest.approx(2.0 * by_numbers(1.0, 1.0), rel=0.01)
+
+    def test_a_number_beside_a_tensor(self) -> None:
+        weights = [
+            IWAE(3).weights(scaled(outer)[0], scaled(torch.tensor(2.0))[1], (self.x,), {})
+            for outer in (2.0, 1.0)
+        ]
+        assert [float(w.common_scale) for w in weights] == [2.0, 1.0]
+
+    def test_latents_of_which_the_doubly_reparameterised_gradient_knows_too_little(self) -> None:
+        def program(x: Tensor, guide: bool) -> None:
+            with poutine.scale(scale=torch.tensor(2.0)), pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                w = pyro.sample("w", dist.Normal(z, 1.0))
+                if not guide:
+                    pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+        pair = [functools.partial(program, guide=flag) for flag in (False, True)]
+        with pytest.raises(OptionError, match=r"'z' has a scale that is a tensor.*by a number"):
+            IWAE(2, DREG).loss(*pair, self.x)
+        assert math.isfinite(IWAE(2, STL).loss(*pair, self.x))
+
+    @pytest.mark.parametrize("name", [n for n in OBJECTIVES if not n.startswith("score")])
+    def test_a_scale_for_each_datum_is_refused(self, name: str) -> None:
+        if name == "wake and sleep":
+            pytest.skip("it wants data that are as many as the plate has")
+        with pytest.raises(OptionError, match=r"'z' has a scale.* shape \(3,\).*ELBO\(\)"):
+            self.loss(OBJECTIVES[name](), torch.tensor([1.0, 2.0, 3.0]))
+
+    def test_where_terms_add_up_it_is_not(self) -> None:
+        scale = torch.tensor([1.0, 2.0, 3.0])
+        # The guide's divergence from the prior, and the expected log-likelihood under it.
+        kl = -math.log(0.8) + (0.64 + 0.16 - 1) / 2
+        fit = normal(self.x, -0.4, 1.0) - 0.32
+        exact = -3 * (scale * (fit - kl)).sum().item()
+        assert self.loss(ELBO(20_000), scale) == pytest.approx(exact, rel=0.02)
+        assert math.isfinite(self.loss(IWAE(1), scale))
+
+
+class TestOtherPlates:
+    """A minibatch of a plate beside the data plate counts more inside the logarithm: no bound."""
+
+    x = torch.linspace(-1.0, 2.0, 3)
+
+    def pixels(self, size: int, subsample: int, guide: bool) -> None:
+        with pyro.plate("data", 3, dim=-1):
+            z = pyro.sample("z", dist.Normal(0.2, 1.2) if guide else dist.Normal(0.0, 1.0))
+            if not guide:
+                with pyro.plate("pixels", size, subsample=torch.arange(subsample), dim=-2):
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=self.x.expand(subsample, 3))
+
+    def crossing(self, size: int, subsample: int, guide: bool) -> None:
+        t = pyro.sample("t", dist.Normal(0.0, 0.9 if guide else 1.0))
+        if not guide:
+            with pyro.plate("first", size, subsample=torch.arange(subsample)):
+                pyro.sample("x", dist.Normal(t, 1.0), obs=self.x[:subsample])
+            with pyro.plate("second", 3):
+                pyro.sample("y", dist.Normal(t, 1.0), obs=self.x)
+
+    @pytest.mark.parametrize(
+        "name", [n for n in OBJECTIVES if not n.startswith("score") and n != "wake and sleep"]
+    )
+    @pytest.mark.parametrize(("kind", "plate"), [("pixels", "pixels"), ("crossing", "first")])
+    def test_they_are_named(self, name: str, kind: str, plate: str) -> None:
+        objective, program = OBJECTIVES[name](), getattr(self, kind)
+        part = [functools.partial(program, 8, 2, flag) for flag in (False, True)]
+        with pytest.raises(OptionError, match=f"'x' sees a part of plate '{plate}'.*ELBO"):
+            objective.loss(*part)
+        whole = [functools.partial(program, 2, 2, flag) for flag in (False, True)]
+        assert math.isfinite(objective.loss(*whole))
+
+    @pytest.mark.parametrize("objective", [ELBO(3), IWAE(1)], ids=repr)
+    def test_where_terms_add_up_they_are_welcome(self, objective: Objective) -> None:
+        for program in (self.pixels, self.crossing):
+            pair = [functools.partial(program, 8, 2, flag) for flag in (False, True)]
+            assert math.isfinite(objective.loss(*pair))
+
+    def groups(self, size: int, guide: bool, scale: Any = 1.0) -> None:
+        """All sites see the same part, which then counts outside; a named value may lie outside."""
+        if not guide:
+            pyro.deterministic("name", torch.ones(()))
+        groups = pyro.plate("groups", size, subsample=torch.arange(2), dim=-2)
+        with poutine.scale(scale=scale), groups, pyro.plate("data", 3, dim=-1):
+            z = pyro.sample("z", dist.Normal(0.2, 1.2) if guide else dist.Normal(0.0, 1.0))
+            if not guide:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=self.x.expand(2, 3))
+
+    def test_a_part_that_all_sites_see_counts_outside(self) -> None:
+        found = []
+        for size in (2, 10):
+            pyro.set_rng_seed(1)
+            pair = [functools.partial(self.groups, size, flag) for flag in (False, True)]
+            found.append(IWAE(4).loss(*pair))
+        assert found[1] == pytest.approx(5 * found[0], rel=1e-5)
+
+    @pytest.mark.parametrize("scale", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
+    def test_unless_another_scale_may_keep_it_inside(self, scale: Any) -> None:
+        model = functools.partial(self.groups, 10, False, scale)
+        with pytest.raises(OptionError, match="part of plate 'groups'"):
+            IWAE(4).loss(model, functools.partial(self.groups, 10, True))
 
 
 class TestErrors:

@@ -13,8 +13,11 @@ import pyro.distributions as dist
 import pyro.infer
 import pytest
 import torch
+from pyro import poutine
+from pyro.distributions.transforms import Planar
 from torch import Tensor, nn
 
+from pyro_models.errors import OptionError
 from pyro_models.infer import (
     IWAE,
     VIMCO,
@@ -297,3 +300,103 @@ class TestOneInstanceManyPairs:
     @pytest.mark.parametrize("objective", [RenyiELBO(-math.inf, 4), IWAE(4), VIMCO(4)], ids=repr)
     def test_ours(self, objective: Objective) -> None:
         self.assert_six_times(objective)
+
+
+class TestScaleOnAllSites:
+    """Row 2: ``poutine.scale`` around a pair is outside the logarithm, as a number or a tensor."""
+
+    x = torch.linspace(-1, 1, 4, dtype=DTYPE)
+
+    def programs(self, scale: Any) -> tuple[Any, Any]:
+        def model() -> None:
+            with pyro.plate("data", 4):
+                z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=DTYPE), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=self.x)
+
+        def guide() -> None:
+            with pyro.plate("data", 4):
+                pyro.sample("z", dist.Normal(0.3 * self.x, 0.8))
+
+        return poutine.scale(model, scale), poutine.scale(guide, scale)
+
+    def assert_near_the_evidence(self, elbo: Any, scale: Any) -> None:
+        exact = float(scale) * normal(self.x, 0.0, 2**0.5).sum().item()
+        found = -elbo.loss(*self.programs(scale))
+        assert found == pytest.approx(exact, rel=0.01)
+
+    @pytest.mark.xfail(reason="the scale is inside the logarithm", raises=AssertionError)
+    @pytest.mark.parametrize("scale", [8.0, torch.tensor(8.0, dtype=DTYPE)])
+    def test_stock(self, scale: Any) -> None:
+        elbo = pyro.infer.RenyiELBO(
+            alpha=0, num_particles=20_000, vectorize_particles=True, max_plate_nesting=1
+        )
+        self.assert_near_the_evidence(elbo, scale)
+
+    @pytest.mark.parametrize("scale", [8.0, torch.tensor(8.0, dtype=DTYPE)])
+    @pytest.mark.parametrize("objective", [RenyiELBO(0.0, 20_000), IWAE(20_000)], ids=repr)
+    def test_ours(self, objective: Objective, scale: Any) -> None:
+        self.assert_near_the_evidence(objective, scale)
+
+
+class TestOneWeightADatumOfALoop:
+    """Row 2: a data plate that runs as a loop has one weight a datum, as a vectorised one."""
+
+    x = torch.linspace(-1, 1, 8, dtype=DTYPE)
+
+    def model(self) -> None:
+        for i in pyro.plate("data", len(self.x)):
+            z = pyro.sample(f"z_{i}", dist.Normal(torch.zeros((), dtype=DTYPE), 1.0))
+            pyro.sample(f"x_{i}", dist.Normal(z, 1.0), obs=self.x[int(i)])
+
+    def guide(self) -> None:
+        for i in pyro.plate("data", len(self.x)):
+            self.drawn.append(pyro.sample(f"z_{i}", dist.Normal(0.3 * self.x[int(i)], 0.6)))
+
+    def assert_one_weight_a_datum(self, elbo: Any) -> None:
+        """From the draws of the run: datum by datum, the log of the mean weight."""
+        self.drawn: list[Tensor] = []
+        loss = elbo.loss(self.model, self.guide)
+        size = len(self.x)
+        if self.drawn[-1].dim():  # particles side by side, or one after the other
+            z = torch.stack(self.drawn[-size:], -1)
+        else:
+            z = torch.stack(self.drawn[-2 * size :]).reshape(2, size)
+        log_w = normal(z, 0.0, 1.0) + normal(self.x, z, 1.0) - normal(z, 0.3 * self.x, 0.6)
+        assert -loss == pytest.approx((log_w.logsumexp(0) - math.log(2)).sum().item())
+
+    @pytest.mark.xfail(reason="issue 2220: one weight for all data", raises=AssertionError)
+    def test_stock(self) -> None:
+        self.assert_one_weight_a_datum(
+            pyro.infer.RenyiELBO(alpha=0, num_particles=2, max_plate_nesting=0)
+        )
+
+    @pytest.mark.parametrize("objective", [RenyiELBO(0.0, 2), IWAE(2)], ids=repr)
+    def test_ours(self, objective: Objective) -> None:
+        self.assert_one_weight_a_datum(objective)
+
+
+class TestFlowsWithoutAnInverse:
+    """Row 15: a planar flow has no density at a detached draw. (Ours: test_densities.py.)"""
+
+    def test_ours_says_so(self) -> None:
+        with pytest.raises(OptionError, match="'z' has the transform Planar"):
+            self.loss(ReweightedWakeSleep(2))
+
+    def loss(self, elbo: Any) -> Any:
+        flow = Planar(2)
+
+        def model() -> None:
+            with pyro.plate("data", 4):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=X)
+
+        def guide() -> None:
+            with pyro.plate("data", 4):
+                start = dist.Normal(torch.zeros(4, 2), 1.0).to_event(1)
+                pyro.sample("z", dist.TransformedDistribution(start, [flow]))
+
+        return elbo.loss(model, guide)
+
+    @pytest.mark.xfail(reason="issue 2718: a bare KeyError", raises=KeyError)
+    def test_stock(self) -> None:
+        self.loss(pyro.infer.ReweightedWakeSleep(num_particles=2, max_plate_nesting=1))

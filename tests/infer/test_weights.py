@@ -500,6 +500,37 @@ class TestRefusals:
         )
 
     @pytest.mark.parametrize("k", [1, 4])
+    def test_a_data_plate_of_another_size(self, k: int) -> None:
+        """The guide's densities would count B / N of what they should, in silence."""
+
+        def guide(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x, 1.0))
+
+        message = refused(local().model, guide, X, k=k)
+        assert "'z' lies in plate 'data', of which there are 4 of 12 in the model" in message
+        assert "4 of 4 in the guide" in message
+
+    def test_another_plate_of_another_size(self) -> None:
+        def guide(x: Tensor) -> None:
+            with pyro.plate("groups", 3, dim=-2):
+                pyro.sample("group", dist.Normal(0.0, 0.5))
+                with pyro.plate("data", 8, subsample=torch.arange(4), dim=-1):
+                    pyro.sample("z", dist.Normal(x, 0.5))
+
+        pair = nested()
+        message = refused(pair.model, guide, *pair.args)
+        assert "'group' lies in plate 'groups', of which there are 3 of 30 in the model" in message
+
+    def test_a_plate_of_another_size_around_what_the_model_has_not(self) -> None:
+        def guide(x: Tensor) -> None:
+            global_().guide(x)
+            with pyro.plate("data", len(x)):
+                pyro.sample("noise", dist.Normal(x, 0.5), infer={"is_auxiliary": True})
+
+        assert "'noise' lies in plate 'data'" in refused(global_().model, guide, X)
+
+    @pytest.mark.parametrize("k", [1, 4])
     def test_a_dimension_without_plate(self, k: int) -> None:
         def model(x: Tensor) -> None:
             pyro.sample("x", dist.Normal(torch.zeros(4), 1.0), obs=x)
@@ -597,6 +628,42 @@ class TestTheGuessOfTheDepth:
         assert z.shape == (3, 1, 4)
         expected = 2 * dist.Normal(z.squeeze(1), 1.0).log_prob(torch.zeros(4))
         torch.testing.assert_close(weights.log_p["y"], expected)
+
+    @pytest.mark.parametrize(("shallow", "deep"), [(False, True), (0, 1), ("a", "b")])
+    def test_flags_may_open_other_plates(self, shallow: Any, deep: Any) -> None:
+        def program(x: Tensor, flag: Any, guide: bool) -> None:
+            with pyro.plate("data", 4, dim=-1):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                if flag == deep:
+                    with pyro.plate("inner", 2, dim=-2):
+                        pyro.sample("w", dist.Normal(z, 1.0))
+                if not guide:
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def model(x: Tensor, flag: Any) -> None:
+            program(x, flag, guide=False)
+
+        def guide(x: Tensor, flag: Any) -> None:
+            program(x, flag, guide=True)
+
+        assert log_weights(model, guide, X, shallow, num_particles=2).local.shape == (2, 4)
+        assert log_weights(model, guide, X, flag=shallow, num_particles=2).local.shape == (2, 4)
+        for weights in (
+            log_weights(model, guide, X, deep, num_particles=2),
+            log_weights(model, guide, X, flag=deep, num_particles=2),
+        ):
+            assert weights.guide_sites["w"].value.shape == (2, 2, 4)
+
+    def test_it_does_not_grow_without_end(self) -> None:
+        known: dict[Any, int] = {}
+        for kind in range(1000):
+            weights_module.remember(known, kind, 1)
+            assert known[kind] == 1
+            assert len(known) <= weights_module.REMEMBERED
+
+    def test_a_number_that_is_annealed_makes_no_other_kind(self) -> None:
+        kinds = [weights_module.kind_of((X, beta), {}) for beta in (0.1, 0.2)]
+        assert kinds[0] == kinds[1]
 
     def test_callables_that_cannot_be_keys(self) -> None:
         @dataclass

@@ -9,6 +9,7 @@ from pyro_models.errors import OptionError, SiteMismatchError
 from pyro_models.infer.enumeration import remembered_hidden, remembered_marginal
 from pyro_models.infer.objectives.base import Estimate, Objective, OptimizerFactory
 from pyro_models.infer.objectives.elbo import ELBO
+from pyro_models.infer.objectives.wake_sleep import ReweightedWakeSleep
 from pyro_models.infer.record import KLWeight, LogWeights
 from pyro_models.infer.remedies import FreeBits
 from pyro_models.infer.weights import Program
@@ -35,7 +36,8 @@ class Enumerated(Objective):
         over: Names of sites that are summed out although the guide samples them.
 
     Raises:
-        OptionError: If the objective is not one of ours, or ``over`` is no tuple of names.
+        OptionError: If the objective is not one of ours, or has a sleep phase: a model with its
+            latents summed out cannot simulate. Or if ``over`` is no tuple of names.
         SiteMismatchError: At the first run, if a site in ``over`` cannot be summed out.
 
     References:
@@ -62,6 +64,15 @@ class Enumerated(Objective):
             raise OptionError(
                 f"objective is {objective!r}; give one of pyro_models.infer's, such as ELBO()"
             )
+        inner: object = objective
+        while inner is not None:
+            if isinstance(inner, ReweightedWakeSleep) and inner.sleeps:
+                raise OptionError(
+                    f"objective is {objective!r}, whose sleep phase simulates data from the model, "
+                    "which cannot be done with its discrete latents summed out; take WakePhase(), "
+                    "or sample them in the guide, without Enumerated"
+                )
+            inner = getattr(inner, "objective", None)
         if not isinstance(over, tuple) or not all(isinstance(name, str) for name in over):
             raise OptionError(f'over={over!r} is no tuple of site names; write ("component",)')
         super().__init__(objective.num_particles)

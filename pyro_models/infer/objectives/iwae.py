@@ -11,7 +11,11 @@ from torch import Tensor
 from pyro_models.errors import OptionError
 from pyro_models.infer.draws import ON_PATHS, Draws, PathsOnly
 from pyro_models.infer.objectives.base import Estimate
-from pyro_models.infer.objectives.multi_sample import MultiSampleBound, importance_bound
+from pyro_models.infer.objectives.multi_sample import (
+    MultiSampleBound,
+    importance_bound,
+    require_all_data,
+)
 from pyro_models.infer.record import KLWeight, LogWeights, weight_of
 from pyro_models.infer.sites import Site, is_point_mass
 
@@ -105,6 +109,7 @@ class IWAE(MultiSampleBound):
     def estimate(self, weights: LogWeights, kl_weight: KLWeight = 1.0) -> Estimate:
         """Estimate the bound from one run; see ``Objective.estimate``."""
         if isinstance(self.gradient, DoublyReparameterized) and self.num_particles > 1:
+            require_all_data(weights)
             # With the latents' terms tempered, so is the score that the second path stands for; and
             # where they are masked there is none.
             score = _tempering(weights, kl_weight) * _share_of_scores(weights)
@@ -142,8 +147,15 @@ def _share_of_scores(weights: LogWeights) -> Float[Tensor, "1 M"] | float:
         OptionError: If it is not; the message names the site.
     """
     drawn = [s for s in weights.guide_sites.values() if not s.observed and not is_point_mass(s.fn)]
+    shared = isinstance(weights.common_scale, Tensor)
     for site in drawn:
-        if isinstance(site.factor, Tensor) or abs(site.factor - 1.0) > 1e-9:
+        if shared and len(drawn) > 1:
+            raise OptionError(
+                f"site {site.name!r} has a scale that is a tensor, of which is not known whether "
+                "it is the other latents' too, and then the doubly reparameterised gradient has no "
+                "formula; scale by a number, or take gradient=StandardGradient()"
+            )
+        if not shared and (isinstance(site.factor, Tensor) or abs(site.factor - 1.0) > 1e-9):
             raise OptionError(
                 f"site {site.name!r} has a scale of its own, {site.factor}, which the doubly "
                 "reparameterised gradient has no formula for; put the scale around model and "
@@ -155,7 +167,10 @@ def _share_of_scores(weights: LogWeights) -> Float[Tensor, "1 M"] | float:
                 "gradient has no formula for; put one poutine.mask around the whole guide, or take "
                 "gradient=StandardGradient()"
             )
-    return _unmasked(weights, drawn[0]) if drawn else 1.0
+    if not drawn:
+        return 1.0
+    count = _unmasked(weights, drawn[0])
+    return count * drawn[0].factor.reshape(1, 1) if shared else count
 
 
 def _unmasked(weights: LogWeights, site: Site) -> Float[Tensor, "1 M"] | float:

@@ -51,12 +51,18 @@ class MultiSampleBound(Objective):
 
 
 def require_all_data(weights: LogWeights) -> None:
-    """Refuse a minibatch where one weight serves all data.
+    """Refuse a minibatch inside the logarithm of a mean of weights, and what else is no bound.
+
+    That is a minibatch where one weight serves all data, a minibatch of a plate beside the data
+    plate, and a scale for each element.
 
     Raises:
         OptionError: If there is one; the message names the site.
     """
-    if weights.num_particles == 1 or not weights.is_joint or weights.plate_scale == 1.0:
+    if weights.num_particles == 1:
+        return
+    _require_even_scales(weights)
+    if not weights.is_joint or weights.plate_scale == 1.0:
         return
     raise OptionError(
         f"site {weights.joint_sites[0]!r} lies outside the data plate, so that one weight serves "
@@ -64,6 +70,31 @@ def require_all_data(weights: LogWeights) -> None:
         f"{weights.num_particles} particles; give all data as one batch, or take ELBO(), whose "
         "terms add up"
     )
+
+
+def _require_even_scales(weights: LogWeights) -> None:
+    """Refuse scales that would be powers of densities inside the logarithm and are not meant so."""
+    sites = (*weights.model_sites.values(), *weights.guide_sites.values())
+    sites = tuple(site for site in sites if not site.deterministic)
+    for site in sites:
+        if isinstance(site.factor, Tensor) and site.factor.numel() > 1:
+            raise OptionError(
+                f"site {site.name!r} has a scale for each element, of shape "
+                f"{tuple(site.factor.shape)}, which a bound of {weights.num_particles} particles "
+                "would have inside its logarithm; take ELBO(), whose terms add up, or scale by "
+                "one number"
+            )
+    # A scale common to all has been taken out of the sites' own; of tensors it is not known.
+    if not any(isinstance(s.factor, Tensor) or abs(s.factor - 1.0) > 1e-9 for s in sites):
+        return
+    for site in sites:
+        if site.minibatch is not None:
+            raise OptionError(
+                f"site {site.name!r} sees a part of plate {site.minibatch!r}, which is not the "
+                "data plate, and not all sites have the same scale, or one is a tensor: a bound of "
+                f"{weights.num_particles} particles would have a minibatch inside its logarithm; "
+                f"give all of plate {site.minibatch!r}, or take ELBO(), whose terms add up"
+            )
 
 
 def require_densities(weights: LogWeights, instead: str) -> None:

@@ -101,6 +101,11 @@ class ReweightedWakeSleep(Objective):
         return float(isinstance(self.guide_phase, WakePhase))
 
     @property
+    def sleeps(self) -> bool:
+        """Whether the guide learns from simulated data too."""
+        return self._wake < 1
+
+    @property
     def draws(self) -> Draws:
         """Constants."""
         return Detached()
@@ -111,7 +116,7 @@ class ReweightedWakeSleep(Objective):
         """Run the pair, and for the sleep phase the guide on simulated data."""
         awake = super().weights(model, guide, args, kwargs)
         require_densities(awake, "ELBO()")
-        if self._wake < 1:
+        if self.sleeps:
             awake.notes["dream"] = dream(model, guide, args, kwargs, awake)
         return awake
 
@@ -128,7 +133,7 @@ class ReweightedWakeSleep(Objective):
         if self._wake > 0:
             surrogate = surrogate + self._wake * (normalized * log_q).sum()
         surrogate = scale * surrogate
-        if self._wake < 1:
+        if self.sleeps:
             asleep = weights.notes["dream"]
             dreamt = asleep.importance_scale * asleep.log_q_all().sum()
             surrogate = surrogate + (1 - self._wake) * dreamt
