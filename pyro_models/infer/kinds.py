@@ -1,5 +1,6 @@
 """What a program may look at besides its arguments, and what of it tells its runs apart."""
 
+import dis
 import functools
 import weakref
 from collections.abc import Hashable, Iterator
@@ -72,7 +73,8 @@ def _around(program: Any) -> Iterator[Any]:
             todo += [part.func, *part.args, *part.keywords.values()]
         elif callable(part):
             yield from getattr(part, "__dict__", {}).values()
-        if not isinstance(part, nn.Module | Tensor) and hasattr(part, "__wrapped__"):
+        # Asked of the type: there are objects that make up any attribute that they are asked for.
+        if "__wrapped__" in getattr(part, "__dict__", ()) or hasattr(type(part), "__wrapped__"):
             todo.append(part.__wrapped__)
 
 
@@ -96,8 +98,10 @@ _names: "weakref.WeakKeyDictionary[FunctionType, tuple[str, ...]]" = weakref.Wea
 
 
 def _names_in(code: CodeType) -> Iterator[str]:
-    """The global names, and those of attributes, in a function and those inside it."""
-    yield from code.co_names
+    """The names of globals in a function and those inside it."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield instruction.argval
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names_in(constant)

@@ -15,20 +15,26 @@ def shared_scale(scales: list[Any]) -> float | Tensor | None:
     Returns:
         A number where all are numbers and equal. With tensors of one element among them, a 0-dim
         tensor: the scale, or 1 where they differ, for steps are traced to graphs that cannot branch
-        on a value. ``None`` where numbers differ, or a tensor has a scale for each element.
+        on a value. ``None`` where a site has none, numbers differ, or a tensor has a scale for each
+        element.
 
     Example:
-        >>> shared_scale([0.5, 0.5]), shared_scale([0.5, 1.0])
-        (0.5, None)
-        >>> shared_scale([0.5, torch.tensor(0.5)]), shared_scale([1.0, torch.tensor(0.5)])
+        >>> half = torch.tensor(0.5)
+        >>> shared_scale([0.5, 0.5]), shared_scale([0.5, 0.4]), shared_scale([1.0, half])
+        (0.5, None, None)
+        >>> shared_scale([0.5, half]), shared_scale([0.4, half])
         (tensor(0.5000), tensor(1.))
     """
     tensors = [scale for scale in scales if isinstance(scale, Tensor)]
     if not scales or any(tensor.numel() > 1 for tensor in tensors):
         return None
+    numbers = [float(scale) for scale in scales if not isinstance(scale, Tensor)]
+    if any(abs(number - numbers[0]) > 1e-12 * abs(numbers[0]) for number in numbers):
+        return None
     if not tensors:
-        first = float(scales[0])
-        return first if all(abs(s - first) <= 1e-12 * abs(first) for s in scales) else None
+        return numbers[0]
+    if any(abs(number - 1.0) <= 1e-12 for number in numbers):
+        return None
     floating = [tensor for tensor in tensors if tensor.is_floating_point()]
     like = floating[0] if floating else tensors[0].to(torch.get_default_dtype())
     values = [

@@ -19,6 +19,9 @@ PARTICLES = "_particles"
 """Name of the plate of particles that the engine puts around a pair."""
 
 
+Axis = tuple[int, str]
+
+
 @dataclass(frozen=True)
 class Site:
     """One sample statement of a model or guide, as it ran."""
@@ -54,8 +57,9 @@ class Site:
     """The log-density as the distribution gave it, one for each element of the site's plates."""
     batch_score: Tensor | None = None
     """The score in the same shape; ``None`` where there is none."""
-    axes: frozenset[int] = frozenset()
-    """The site's plates as dimensions of ``by_plates``: 1 is the data plate."""
+    axes: frozenset[Axis] = frozenset()
+    """The site's plates, each as its dimension of ``by_plates``, 1 for the data plate, and its name
+    (plates one after the other have the same dimension)."""
     stock_baseline: bool = False
     """Whether the guide asks for a baseline as stock Pyro's ``TraceGraph_ELBO`` reads it."""
 
@@ -185,9 +189,10 @@ class Layout:
 
     def _axes(
         self, frames: list[CondIndepStackFrame], own: CondIndepStackFrame | None
-    ) -> frozenset[int]:
-        others = {f.dim + self.depth + 2 for f in frames if f is not own and f.dim is not None}
-        return frozenset(others | ({1} if own is not None else set()))
+    ) -> frozenset[Axis]:
+        others = [f for f in frames if f is not own and f.dim is not None]
+        axes = {(f.dim + self.depth + 2, f.name) for f in others if f.dim is not None}
+        return frozenset(axes | ({(1, own.name)} if own is not None else set()))
 
     def spread(self, node: dict[str, Any], factor: Tensor) -> Tensor:
         """A factor ``(K, B)`` or ``(K, 1)`` in the shape of a site's value, events included."""
@@ -250,6 +255,11 @@ def by_plates(site: Site, batch: Tensor, size: int, sums: Sums = NO_SUMS) -> Ten
         ``(K, B, *plates)``: particles, data, and a dimension for each place at which a plate other
         than the data's may lie. All but B are 1 where the tensor is the same; B is, outside.
     """
+    return _in_columns(site, _placed(site, batch, sums), size)
+
+
+def _placed(site: Site, batch: Tensor, sums: Sums) -> Tensor:
+    """``by_plates`` with 1 for B, where the tensor is the same for all data or is one datum's."""
     if site.mask is not None and site.mask is not True:
         batch = (
             torch.zeros_like(batch)
@@ -264,12 +274,15 @@ def by_plates(site: Site, batch: Tensor, size: int, sums: Sums = NO_SUMS) -> Ten
     particle_dim, data_dim = site.dims
     depth = -(particle_dim or -1)
     batch = batch.reshape((1,) * (depth - batch.dim()) + batch.shape).unsqueeze(1)
-    if data_dim is not None:
-        return batch.transpose(1, data_dim).expand(-1, size, *(-1,) * (depth - 1))
-    if site.column is None:
-        return batch
-    around = (0, 0) * (depth - 1) + (site.column, size - 1 - site.column)
-    return nn.functional.pad(batch, around)
+    return batch if data_dim is None else batch.transpose(1, data_dim)
+
+
+def _in_columns(site: Site, batch: Tensor, size: int) -> Tensor:
+    """A tensor ``(K, 1 or B, ...)`` of a local site as ``(K, B, ...)``; others stay."""
+    if site.column is not None:
+        around = (0, 0) * (batch.dim() - 2) + (site.column, size - 1 - site.column)
+        return nn.functional.pad(batch, around)
+    return batch.expand(-1, size, *(-1,) * (batch.dim() - 2)) if site.local else batch
 
 
 def scores_by_plates(site: Site, size: int) -> Tensor:
@@ -287,10 +300,10 @@ def reduce_to_weights(
     site: Site, batch: Tensor, particles: int, size: int, sums: Sums = NO_SUMS
 ) -> Tensor:
     """Mask, scale, average and sum a tensor of a site's batch shape to ``(K, B)`` or ``(K,)``."""
-    batch = by_plates(site, batch, size, sums)
+    batch = _placed(site, batch, sums)
     if any(count > 1 for count in batch.shape[2:]):
         batch = batch.sum(tuple(range(2, batch.dim())))
-    batch = batch.reshape(batch.shape[:2])
+    batch = _in_columns(site, batch.reshape(batch.shape[:2]), size)
     return batch.expand(particles, size) if site.local else batch.squeeze(1).expand(particles)
 
 

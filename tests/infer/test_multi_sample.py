@@ -31,6 +31,7 @@ from pyro_models.infer import (
     PIWAE,
     VIMCO,
     DecayingAverage,
+    DoublyReparameterized,
     LeaveOneOut,
     MonteCarloKL,
     Objective,
@@ -740,3 +741,27 @@ class TestErrors:
         assert weights.importance().shape == (objective.num_particles, 5)
         objective.estimate(weights).surrogate.backward()
         assert all(p.grad is not None for p in guide.parameters())
+
+
+def test_a_tensor_on_the_likelihood_leaves_the_latents_as_they_are() -> None:
+    """As a number does: their KL stays closed, and DReG has its formula."""
+
+    def pair(scale: Any) -> tuple[Any, Any]:
+        def model() -> None:
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            w = pyro.sample("w", dist.Normal(torch.zeros(()), 1.0))
+            with poutine.scale(scale=scale):
+                pyro.sample("x", dist.Normal(z + w, 1.0), obs=torch.tensor(0.7))
+
+        def guide() -> None:
+            pyro.sample("z", dist.Normal(torch.tensor(0.2), 0.8))
+            pyro.sample("w", dist.Normal(torch.tensor(0.1), 0.9))
+
+        return model, guide
+
+    assert ELBO().terms(*pair(torch.tensor(0.7))).analytic == ("z", "w")
+    losses = []
+    for scale in (0.7, torch.tensor(0.7)):
+        pyro.set_rng_seed(0)
+        losses.append(IWAE(4, DoublyReparameterized()).loss(*pair(scale)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

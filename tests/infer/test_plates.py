@@ -143,6 +143,93 @@ def test_baselines_by_plates_are_unbiased(chosen: Any) -> None:
     assert rows.var() < 0.6 * variance.sum() / 2  # of two draws without a baseline
 
 
+class TestPlatesInOnePlace:
+    """Plates one after the other have the same dimension, and are not the same plate."""
+
+    weight = torch.tensor([[1.0, -0.5], [0.3, 0.8]], dtype=DTYPE)
+    x = torch.tensor([[0.7, -0.4], [1.5, 0.2]], dtype=DTYPE)  # (b, data)
+
+    def pair(self, logits: Tensor) -> tuple[Any, Any]:
+        def model() -> None:
+            with data_plate(2, None):
+                with pyro.plate("a", 2, dim=-2):
+                    z = pyro.sample("z", dist.Bernoulli(probs=PRIOR))
+                mean = torch.einsum("ab,...an->...bn", self.weight, z.expand(*z.shape[:-2], 2, 2))
+                with pyro.plate("b", 2, dim=-2):
+                    pyro.sample("x", dist.Normal(mean, 1.0), obs=self.x)
+
+        def guide() -> None:
+            with data_plate(2, None), pyro.plate("a", 2, dim=-2):
+                pyro.sample("z", dist.Bernoulli(logits=logits))
+
+        return model, guide
+
+    def exact(self, logits: Tensor) -> Tensor:
+        bound = torch.zeros((), dtype=DTYPE)
+        for draw in itertools.product((0.0, 1.0), repeat=2):
+            z = torch.tensor(draw, dtype=DTYPE)
+            for n in range(2):
+                log_q = dist.Bernoulli(logits=logits[:, n]).log_prob(z).sum()
+                log_p = dist.Bernoulli(probs=PRIOR).log_prob(z).sum()
+                likelihood = dist.Normal(self.weight.T @ z, 1.0).log_prob(self.x[:, n]).sum()
+                bound = bound + log_q.exp() * (log_p + likelihood - log_q)
+        (gradient,) = torch.autograd.grad(bound, logits)
+        return gradient
+
+    @pytest.mark.parametrize("objective", [ScoreFunction(200), ELBO(200)], ids=repr)
+    def test_their_terms_are_no_costs_of_elements(self, objective: Any) -> None:
+        pyro.set_rng_seed(8)
+        logits = torch.tensor([[0.2, -0.3], [0.5, 0.1]], dtype=DTYPE, requires_grad=True)
+        rows = gradients(objective, self.pair(logits), logits, 100)
+        assert_mean(rows.flatten(1), self.exact(logits).flatten())
+
+    @pytest.mark.parametrize("objective", [ScoreFunction(500), ELBO(500)], ids=repr)
+    def test_they_may_have_other_sizes(self, objective: Any) -> None:
+        """Words of documents, a plate for each; and global latents in two plates."""
+        topics = torch.tensor([0.3, -0.2], dtype=DTYPE, requires_grad=True)
+        words = [torch.tensor([0.0, 1.0, 1.0]), torch.tensor([1.0])]
+
+        def model() -> None:
+            with pyro.plate("topics", 2):
+                t = pyro.sample("t", dist.Bernoulli(probs=PRIOR))
+            for i in pyro.plate("documents", 2):
+                with pyro.plate(f"words_{i}", len(words[int(i)])):
+                    mean = t.sum(-1, keepdim=True)
+                    pyro.sample(f"x_{i}", dist.Normal(mean, 1.0), obs=words[int(i)])
+
+        def guide() -> None:
+            with pyro.plate("topics", 2):
+                pyro.sample("t", dist.Bernoulli(logits=topics))
+
+        bound = torch.zeros((), dtype=DTYPE)
+        for draw in itertools.product((0.0, 1.0), repeat=2):
+            t = torch.tensor(draw, dtype=DTYPE)
+            log_q = dist.Bernoulli(logits=topics).log_prob(t).sum()
+            log_p = dist.Bernoulli(probs=PRIOR).log_prob(t).sum()
+            log_p = log_p + dist.Normal(t.sum(), 1.0).log_prob(torch.cat(words)).sum()
+            bound = bound + log_q.exp() * (log_p - log_q)
+        pyro.set_rng_seed(9)
+        rows = gradients(objective, (model, guide), topics, 60)
+        assert_mean(rows, torch.autograd.grad(bound, topics)[0])
+
+
+def test_a_factor_of_the_guide_may_be_the_score() -> None:
+    """A draw without a path, whose density the guide adds by hand."""
+    mean = torch.tensor(0.5, dtype=DTYPE, requires_grad=True)
+
+    def model() -> None:
+        pyro.sample("z", dist.Normal(torch.zeros((), dtype=DTYPE), 1.0))
+
+    def guide() -> None:
+        z = torch.normal(mean.detach(), 1.0)
+        pyro.sample("z", dist.Delta(z))
+        pyro.factor("log_q", dist.Normal(mean, 1.0).log_prob(z), has_rsample=False)
+
+    pyro.set_rng_seed(10)
+    rows = gradients(ELBO(), (model, guide), mean, 3000).reshape(-1)
+    assert_mean(rows, torch.tensor(-0.5, dtype=DTYPE))  # of -KL = -mean^2 / 2
+
+
 class TestColumnsAndMasks:
     """A running mean is one of costs that there are."""
 

@@ -26,6 +26,7 @@ from pyro_models.infer import (
     Learned,
     LeaveOneOut,
     NoBaseline,
+    Objective,
     Pathwise,
     ScoreFunction,
     Step,
@@ -166,7 +167,7 @@ def coin(logit: Tensor, offset: float = 5.0) -> tuple[Any, Any]:
     return model, guide
 
 
-def gradients(objective: ScoreFunction, pair: Any, leaf: Tensor, runs: int) -> Tensor:
+def gradients(objective: Objective, pair: Any, leaf: Tensor, runs: int) -> Tensor:
     rows = []
     for _ in range(runs):
         surrogate = objective.estimate(objective.weights(pair[0], pair[1], (), {})).surrogate

@@ -98,7 +98,9 @@ def active_units(
 
 def _share(variance: Tensor, moments: LatentMoments) -> Tensor:
     whole = variance + moments.scale.double().square().mean(0)
-    return torch.where(whole > 0, variance / whole, 0.0)
+    # Of a constant point mass there is nothing but the rounding of its mean.
+    rounding = torch.finfo(moments.mean.dtype).eps * moments.mean.double().abs().amax(0)
+    return torch.where(variance > rounding**2, variance / whole, 0.0)
 
 
 def _variance_of_means(moments: LatentMoments) -> Tensor:

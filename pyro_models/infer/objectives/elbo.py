@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from pyro_models.infer.objectives.base import (
     require_latents,
     require_own_density,
 )
-from pyro_models.infer.objectives.costs import gathered, kept_axes, without_plates
+from pyro_models.infer.objectives.costs import Kept, gathered, kept_axes, without_plates
 from pyro_models.infer.record import KLWeight, LogWeights, weight_of
 from pyro_models.infer.remedies import FreeBits
 from pyro_models.infer.sites import Site, scores_by_plates
@@ -78,8 +79,9 @@ class ELBO(Objective):
     differentiated along their path, every other site by the score function
     :math:`E[\nabla \log q \cdot \text{cost}]`, whose cost is that of the site's own element of
     each of its plates and of what lies outside them (of a whole plate where the guide draws a
-    latent outside it afterwards). Both are unbiased. ``ScoreFunction`` leaves out what does not
-    depend on the draw, too, and has baselines.
+    latent outside it afterwards). Both are unbiased, if elements of a plate do not see each other's
+    draws, which is what a plate says. ``ScoreFunction`` leaves out what does not depend on the
+    draw, too, and has baselines.
 
     A discrete latent k of the guide named in ``summed`` is not drawn: its part of the expectation
     is the sum over its values, :math:`\sum_k q(k \mid \cdot) [\dots]`, and is differentiated
@@ -305,15 +307,17 @@ def _scored(site: Site) -> bool:
 
 def _score(weights: LogWeights, terms: list[tuple[Site, Tensor]]) -> Tensor:
     """Score-function term: log q of each draw that has no path gradient, times its cost."""
-    sites = [site for site in weights.guide_sites.values() if not site.observed]
-    costs = [weights.plate_scale * term if site.local else term for site, term in terms]
-    total = costs[0].new_zeros(())
+    sites = list(weights.guide_sites.values())
+    costs = [(site, weights.plate_scale * t if site.local else t) for site, t in terms]
+    joined: dict[Kept, Tensor] = {}
+    total = terms[0][1].new_zeros(())
     for place, site in enumerate(sites):
         if not _scored(site):
             continue
         # Other elements are no cost, unless a later latent outside the plate carries it to them.
-        kept = kept_axes(site, sites[place + 1 :])
-        cost = sum(gathered(term, kept) for term in costs)
-        score = gathered(scores_by_plates(site, weights.batch_size), kept)
-        total = total + (score * cost).flatten(1).sum(1).mean()
+        kept = kept_axes(site, [later for later in sites[place + 1 :] if not later.observed])
+        if kept not in joined:
+            joined[kept] = reduce(torch.add, (gathered(t, s, kept) for s, t in costs))
+        score = gathered(scores_by_plates(site, weights.batch_size), site, kept)
+        total = total + (score * joined[kept]).flatten(1).sum(1).mean()
     return weights.common_scale * total

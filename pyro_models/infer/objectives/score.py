@@ -25,7 +25,7 @@ from pyro_models.infer.objectives.baselines import (
     leave_one_out,
     predict,
 )
-from pyro_models.infer.objectives.costs import gathered, kept_axes
+from pyro_models.infer.objectives.costs import Kept, by_datum, gathered, kept_axes
 from pyro_models.infer.record import KLWeight, LogWeights, weight_of
 from pyro_models.infer.sites import Site, by_plates, is_point_mass, scores_by_plates
 from pyro_models.infer.weights import Program
@@ -56,8 +56,9 @@ class ScoreFunction(Objective):
 
     Rao-Blackwellised: a latent's cost has only those terms that depend on its draw (found by
     running the pair once on marked tensors), and of a latent in plates, the data's or others, only
-    those of the draw's own element of each plate in which all that depends on it lies too. The
-    model's parameters have their usual gradient.
+    those of the draw's own element of each plate in which all that depends on it lies too: elements
+    of a plate must not see each other's draws, but for sites outside it. The model's parameters
+    have their usual gradient.
 
     Every latent is treated so, reparameterised or not, except where ``sites`` says otherwise, and
     except point masses (``Delta``), which are computed and not drawn.
@@ -215,6 +216,8 @@ class ScoreFunction(Objective):
             if not ends:
                 return
             problem = f"whose path ends at the draw of {', '.join(map(repr, ends))}"
+            if not all(weights.guide_sites[s].reparameterized for s in ends):
+                ends = []  # of which none could have a path: the rest has it without being named
         else:
             ends, problem = sources, "which is computed and not drawn"
         instead = f"name {', '.join(map(repr, ends))} instead" if ends else "leave it out"
@@ -223,7 +226,7 @@ class ScoreFunction(Objective):
     def _predict(
         self, network: nn.Module, weights: LogWeights, site: Site, inputs: tuple[tuple, dict]
     ) -> Tensor:
-        own = 1 in _kept(weights, site)
+        own = by_datum(_kept(weights, site))
         shape = torch.Size([weights.batch_size]) if own else torch.Size([])
         return predict(network, *inputs, shape)
 
@@ -296,7 +299,7 @@ def _reached(weights: LogWeights, site: Site) -> frozenset[str] | None:
     return found
 
 
-def _kept(weights: LogWeights, site: Site) -> frozenset[int]:
+def _kept(weights: LogWeights, site: Site) -> Kept:
     """The plates of a latent whose other elements do not see its draw."""
     reached = _reached(weights, site)
     sites = [*weights.guide_sites.values(), *weights.model_sites.values()]
@@ -307,26 +310,26 @@ def _cost(weights: LogWeights, site: Site, terms: _Terms) -> _Cost:
     """The terms that depend on a latent's draw, with its score, in matching shapes."""
     reached, kept = _reached(weights, site), _kept(weights, site)
     found = [(s, t) for s, t in terms if reached is None or s.name in reached]
-    if 1 in kept:  # then all of them lie in the data plate
+    if by_datum(kept):  # then all of them lie in the data plate
         scale = weights.plate_scale
-        costs = [gathered(term, kept) for _, term in found]
+        costs = [gathered(term, s, kept) for s, term in found]
     else:
         # Per datum of the whole set, so that a baseline sees the same whatever the minibatch.
         scale = float(weights.num_data)
         shares = (weights.plate_scale / weights.num_data, 1.0 / weights.num_data)
-        costs = [gathered(term, kept) * shares[not s.local] for s, term in found]
-    score = gathered(scores_by_plates(site, weights.batch_size), kept)
+        costs = [gathered(term, s, kept) * shares[not s.local] for s, term in found]
+    score = gathered(scores_by_plates(site, weights.batch_size), site, kept)
     particles = (weights.num_particles, *(-1,) * (score.dim() - 1))
     score, value = score.expand(particles), reduce(torch.add, costs).expand(particles)
     present = _present(weights, [s for s, _ in found], kept)
     count = value.numel()
-    if site.column is not None and 1 in kept:
+    if site.column is not None and by_datum(kept):
         score, value = (part.narrow(1, site.column, 1) for part in (score, value))
         present = None if present is None else present.narrow(1, site.column, 1)
     return _Cost(score, value, present, count, scale)
 
 
-def _present(weights: LogWeights, sites: list[Site], kept: frozenset[int]) -> Tensor | None:
+def _present(weights: LogWeights, sites: list[Site], kept: Kept) -> Tensor | None:
     """Where a term of these sites is no mask's zero; ``None`` where there is one everywhere."""
     if any(site.mask is None or site.mask is True for site in sites):
         return None
@@ -336,7 +339,7 @@ def _present(weights: LogWeights, sites: list[Site], kept: frozenset[int]) -> Te
         mask = torch.as_tensor(site.mask, device=site.batch_log_prob.device)
         bare = replace(site, mask=None, factor=1.0)
         seen = by_plates(bare, mask.to(site.batch_log_prob.dtype), weights.batch_size)
-        seen = gathered(seen, kept) > 0
+        seen = gathered(seen, site, kept) > 0
         found = seen if found is None else found | seen
     return found
 
