@@ -273,7 +273,9 @@ def _placed(site: Site, batch: Tensor, sums: Sums) -> Tensor:
     batch = sums.expectation(batch)
     particle_dim, data_dim = site.dims
     depth = -(particle_dim or -1)
-    batch = batch.reshape((1,) * (depth - batch.dim()) + batch.shape).unsqueeze(1)
+    # Further dimensions on the left, as a latent of one value has, are of size 1.
+    shape = batch.shape[max(0, batch.dim() - depth) :]
+    batch = batch.reshape((1,) * (depth - len(shape)) + shape).unsqueeze(1)
     return batch if data_dim is None else batch.transpose(1, data_dim)
 
 
