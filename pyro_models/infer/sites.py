@@ -34,6 +34,8 @@ class Site:
     """The value, ``(K, ..., B, *event)`` inside the data plate."""
     log_prob: Tensor
     """Unscaled log-density: ``(K, B)`` inside the data plate, ``(K,)`` outside."""
+    batch_log_prob: Tensor
+    """The log-density as the distribution gave it, one for each element of the site's plates."""
     local: bool
     """Whether the site lies inside the data plate."""
     observed: bool
@@ -53,8 +55,6 @@ class Site:
     score: Tensor | None = None
     """What the score function differentiates: the guide's log-density, neither masked nor scaled,
     ``(K, B)`` or ``(K,)``; ``None`` where the value's path carries all of the gradient."""
-    batch_log_prob: Tensor | None = None
-    """The log-density as the distribution gave it, one for each element of the site's plates."""
     batch_score: Tensor | None = None
     """The score in the same shape; ``None`` where there is none."""
     axes: frozenset[Axis] = frozenset()
@@ -174,6 +174,7 @@ class Layout:
             fn=fn,
             value=node["value"],
             log_prob=log_prob,
+            batch_log_prob=log_prob,
             local=own is not None,
             observed=node["is_observed"],
             mask=node["mask"],
@@ -288,8 +289,13 @@ def _in_columns(site: Site, batch: Tensor, size: int) -> Tensor:
 
 
 def scores_by_plates(site: Site, size: int) -> Tensor:
-    """The score of a latent by its plates; see ``by_plates``."""
-    assert site.batch_score is not None
+    """The score of a latent by its plates; see ``by_plates``.
+
+    Raises:
+        OptionError: If it has none.
+    """
+    if site.batch_score is None:
+        raise OptionError(f"site {site.name!r} has no score")
     return by_plates(_plain(site), site.batch_score, size)
 
 

@@ -297,7 +297,6 @@ def _joint(weights: LogWeights, local: Tensor, rest: Tensor) -> Tensor:
 
 def _spread(weights: LogWeights, site: Site) -> Tensor:
     """A site's log-density as a cost, ``(K, B, *plates)``."""
-    assert site.batch_log_prob is not None
     return weights.by_plates(site, site.batch_log_prob).detach()
 
 

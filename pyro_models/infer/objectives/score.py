@@ -287,7 +287,6 @@ def _spread(weights: LogWeights, kl_weight: KLWeight) -> _Terms:
         for site in sites.values():
             drawn = sign < 0 or not site.observed
             weight = sign * weight_of(kl_weight, site.name) if drawn else sign
-            assert site.batch_log_prob is not None
             log_prob = weights.by_plates(site, site.batch_log_prob)
             found.append((site, (weight * log_prob).detach()))
     return found
@@ -335,7 +334,6 @@ def _present(weights: LogWeights, sites: list[Site], kept: Kept) -> Tensor | Non
         return None
     found = None
     for site in sites:
-        assert site.batch_log_prob is not None
         mask = torch.as_tensor(site.mask, device=site.batch_log_prob.device)
         bare = replace(site, mask=None, factor=1.0)
         seen = by_plates(bare, mask.to(site.batch_log_prob.dtype), weights.batch_size)
