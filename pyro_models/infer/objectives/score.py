@@ -346,7 +346,7 @@ def _beside(predicted: Tensor | None, cost: _Cost, site: Site) -> Tensor | None:
     """A prediction a datum, or one for all, in the place of the data among costs by plates."""
     if predicted is None:
         return None
-    by_datum = predicted.reshape(-1, *(1,) * (cost.value.dim() - 2))
-    if site.column is not None and len(by_datum) > 1:
-        by_datum = by_datum.narrow(0, site.column, 1)
-    return by_datum
+    placed = predicted.reshape(-1, *(1,) * (cost.value.dim() - 2))
+    if site.column is not None and len(placed) > 1:
+        placed = placed.narrow(0, site.column, 1)
+    return placed
